@@ -1,0 +1,74 @@
+# make demo: train 13 numbers of a real language model and see what they did.
+# make test: style, types and tests.
+# Both set up .venv by themselves; when nothing changed, a second run installs nothing and needs no network.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# With PYTHON=/path/to/python you choose; else the first of these that runs and is at least 3.11.
+PYTHON ?=
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
+
+# nvidia-smi may be there without a GPU, so it has to succeed.
+CONSTRAINTS := $(shell nvidia-smi >/dev/null 2>&1 || echo "-c constraints/cpu.txt")
+
+# The stamp's name carries the hash of what decides on the environment: change that, and it is set up anew.
+INPUTS_HASH := $(shell (cat pyproject.toml constraints/cpu.txt; echo "$(CONSTRAINTS)") | cksum | cut -d' ' -f1)
+STAMP := .venv/.ready-$(INPUTS_HASH)
+BENCH_STAMP := .venv-bench/.ready-$(INPUTS_HASH)
+
+.PHONY: help demo test lint format bench-setup clean
+
+help:
+	@echo "make demo         train 13 numbers of a real model, and measure what they changed (about half an hour on 2 cores)"
+	@echo "make test         ruff, mypy and the tests"
+	@echo "make lint         ruff and mypy only"
+	@echo "make format       let ruff reformat the code"
+	@echo "make bench-setup  an environment of its own, .venv-bench, with the peers that bench/ compares with"
+	@echo "make clean        remove both environments (the model cache stays: see tinylora cache)"
+
+demo: $(STAMP)
+	.venv/bin/tinylora train demo
+
+test: lint
+	.venv/bin/python -m pytest
+
+lint: $(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: $(STAMP)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench-setup: $(BENCH_STAMP)
+
+# $(1): folder of the environment, $(2): what pip installs. A folder without the stamp is not trusted, only reused.
+define set_up
+	@found=""; \
+	for candidate in $(PYTHONS); do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "tinylora needs Python 3.11 or newer, and none of these is: $(PYTHONS). Install one, or run make again with PYTHON=/path/to/python" >&2; \
+	  exit 1; \
+	fi; \
+	if ! $(1)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	  echo "creating $(1) with $$found"; rm -rf $(1); \
+	  "$$found" -m venv $(1) || { echo "$$found cannot create $(1); on Debian and Ubuntu, install its venv package" >&2; exit 1; }; \
+	fi
+	@rm -f $(1)/.ready-*
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) $(2)
+	@touch $@
+endef
+
+$(STAMP):
+	$(call set_up,.venv,-e '.[test]')
+
+$(BENCH_STAMP):
+	$(call set_up,.venv-bench,-e '.[peft]' trl)
+
+clean:
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,121 @@
+"""Shared fixtures: tiny random models for most tests, and the real embedded model for a few."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
+
+from tinylora.models.load import BaseModel, load_base_model
+
+VOCABULARY = 259  # the 256 bytes, and three special tokens
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _build(model_class: Callable[[Any], PreTrainedModel], config: Any) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = model_class(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0, 0.3)  # far from the small initial weights, under which every answer is the same
+    return model.to(torch.float32).eval()
+
+
+@pytest.fixture
+def tiny_llama() -> PreTrainedModel:
+    """3 layers with grouped-query attention; embeddings and output head untied. Each call builds its own."""
+    return _build(
+        transformers.LlamaForCausalLM,
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        ),
+    )
+
+
+@pytest.fixture
+def tiny_qwen2() -> PreTrainedModel:
+    """2 layers, biases in q, k and v, tied embeddings."""
+    return _build(
+        transformers.Qwen2ForCausalLM,
+        Qwen2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            eos_token_id=2,
+        ),
+    )
+
+
+@pytest.fixture
+def tiny_gpt2() -> PreTrainedModel:
+    """2 layers of Conv1D maps, whose weights are stored (in, out)."""
+    return _build(
+        transformers.GPT2LMHeadModel,
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
+        ),
+    )
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte behind three special ones: <|endoftext|> 0, <|im_start|> 1, <|im_end|> 2 (eos and pad)."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The tiny Llama and its tokenizer, saved as a transformers folder."""
+    folder = tmp_path / "tiny-llama"
+    tiny_llama.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder for one test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TINYLORA_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Iterator[BaseModel]:
+    """The real embedded model in float32 on the CPU, loaded once; the first time ever, it is fetched."""
+    yield load_base_model("smollm2-135m-instruct", device="cpu", dtype="float32")

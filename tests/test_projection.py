@@ -1,0 +1,138 @@
+"""The portable generator against published vectors, a second implementation in plain integers, and its own spec."""
+
+import hashlib
+from fractions import Fraction
+from math import isqrt
+
+import numpy as np
+import pytest
+
+from tinylora.adapter.projection import (
+    draw_uniform,
+    draw_uniforms,
+    philox4x32,
+    projection,
+    standard_block,
+    uniform_block,
+)
+
+# Random123's kat_vectors for philox4x32, 10 rounds: counter, key, output.
+KNOWN_ANSWERS = [
+    ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+PUBLISHED: dict[str, list[str] | str] = {
+    "P": ["0x1.561c9b06bdb87p+0", "-0x1.8348440b08f58p-2", "0x1.12b0b574b59b8p-1", "-0x1.aaaea82f2d607p-2"],
+    "uniform": ["0x1.02e94ec708461p-1", "0x1.d3fb8c393a478p-4", "0x1.ddfbe161bef21p-1"],
+    "draw": "0x1.4da67b2d42158p-1",
+}
+PATH = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_philox_gives_the_published_words(counter: list[int], key: list[int], expected: list[int]) -> None:
+    def words(values: list[int]) -> tuple[np.ndarray, ...]:
+        return tuple(np.array([value], dtype=np.uint64) for value in values)
+
+    assert [int(word[0]) for word in philox4x32(words(counter), words(key))] == expected
+
+
+def plain_philox(counter: list[int], key: list[int]) -> list[int]:
+    """The paper's figure, in Python integers."""
+    (a, b, c, d), (k, m) = counter, key
+    for _ in range(10):
+        hi0, lo0 = divmod(0xD2511F53 * a, 2**32)
+        hi1, lo1 = divmod(0xCD9E8D57 * c, 2**32)
+        a, b, c, d = hi1 ^ b ^ k, lo1, hi0 ^ d ^ m, lo0
+        k, m = (k + 0x9E3779B9) % 2**32, (m + 0xBB67AE85) % 2**32
+    return [a, b, c, d]
+
+
+def plain_integers(key: str, count: int) -> list[int]:
+    """docs/format.md, word for word."""
+    digest = hashlib.sha256(key.encode()).digest()
+    k0, k1, c2, c3 = (int.from_bytes(digest[i : i + 4], "little") for i in (0, 4, 8, 12))
+    integers: list[int] = []
+    for block in range((count + 1) // 2):
+        w = plain_philox([block % 2**32, block // 2**32, c2, c3], [k0, k1])
+        integers += [(w[0] // 32) * 2**26 + w[1] // 64, (w[2] // 32) * 2**26 + w[3] // 64]
+    return integers[:count]
+
+
+def test_uniform_block_follows_the_specification() -> None:
+    assert uniform_block("a key", 7).tolist() == [float(Fraction(n, 2**53)) for n in plain_integers("a key", 7)]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_projection_is_the_centred_sum_of_uniforms(rank: int) -> None:
+    u = 2
+    integers = plain_integers(f"tinylora/projection/1\n7\n{PATH}", 12 * u * rank * rank)
+    P = projection(7, PATH, u, rank).reshape(-1)
+    for index, entry in enumerate(P):
+        sum_of_12 = Fraction(sum(integers[12 * index : 12 * index + 12]), 2**53)
+        centred = sum_of_12 - 6 * (1 - Fraction(1, 2**53))
+        root = Fraction(isqrt(rank * 10**60), 10**30)
+        assert entry == pytest.approx(float(centred / root), rel=1e-15)
+    assert P.dtype == np.float64
+
+
+def test_projection_matches_the_published_test_vectors() -> None:
+    # The table in docs/format.md: exact, in hexadecimal, so that another platform that differs in one bit is seen.
+    P = projection(0, PATH, 1, 2).reshape(-1)
+    assert [float(x).hex() for x in P] == PUBLISHED["P"]
+    assert [float(x).hex() for x in uniform_block("tinylora", 3)] == PUBLISHED["uniform"]
+    assert draw_uniform(1, 2, 3, 4).hex() == PUBLISHED["draw"]
+
+
+def test_longer_streams_begin_with_shorter_ones_and_other_keys_differ() -> None:
+    assert np.array_equal(projection(3, PATH, 5, 2)[:2], projection(3, PATH, 2, 2))
+    others = [projection(4, PATH, 1, 4), projection(3, PATH.replace(".0.", ".1."), 1, 4)]
+    for other in others:
+        assert abs(np.corrcoef(projection(3, PATH, 1, 4).ravel(), other.ravel())[0, 1]) < 0.9
+        assert not np.isin(other, projection(3, PATH, 1, 4)).any()
+
+
+def test_projection_has_mean_zero_and_variance_one_over_rank() -> None:
+    rank = 200
+    P = projection(1, PATH, 1, rank)
+    standard_error = 1 / np.sqrt(P.size)
+    assert abs(P.mean() * np.sqrt(rank)) < 4 * standard_error
+    assert abs(P.var() * rank - 1) < 4 * np.sqrt(2) * standard_error
+    assert np.abs(standard_block("x", 1000)).max() < 6
+
+
+def test_draws_are_the_generator_at_their_arguments() -> None:
+    rng = np.random.default_rng(0)
+    seeds, keys = rng.integers(0, 2**64, 50, dtype=np.uint64), rng.integers(0, 2**64, 50, dtype=np.uint64)
+    samples, positions = rng.integers(0, 2**32, 50), rng.integers(0, 2**32, 50)
+    drawn = draw_uniforms(seeds, keys, samples, positions)
+    for i in range(50):
+        seed, key, sample, position = int(seeds[i]), int(keys[i]), int(samples[i]), int(positions[i])
+        w = plain_philox([position, sample, key % 2**32, key >> 32], [seed % 2**32, seed >> 32])
+        expected = ((w[0] >> 5) * 2**26 + (w[1] >> 6)) / 2**53
+        assert drawn[i] == expected == draw_uniform(seed, key, sample, position)
+    assert draw_uniforms(5, [1, 2**63 + 1], 0, np.arange(3)[:, None]).shape == (3, 2)
+
+
+def test_draws_are_uniform() -> None:
+    drawn = draw_uniforms(0, np.arange(20)[:, None], 1, np.arange(1000))
+    assert drawn.min() >= 0 and drawn.max() < 1
+    counts = np.histogram(drawn, bins=100, range=(0, 1))[0]
+    assert ((counts - 200) ** 2 / 200).sum() < 160  # chi-square with 99 degrees of freedom: p about 1e-4
+
+
+@pytest.mark.parametrize(
+    "arguments", [(-1, 0, 0, 0), (2**64, 0, 0, 0), (0, 2**64, 0, 0), (0, 0, 2**32, 0), (0, 0, 0, -1)]
+)
+def test_draws_refuse_what_is_out_of_range(arguments: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="range|at least 0"):
+        draw_uniform(*arguments)
+    with pytest.raises(ValueError, match="at least 0"):
+        draw_uniforms(*arguments)
+    with pytest.raises(ValueError, match="integers"):
+        draw_uniforms(0.5, 0, 0, 0)

@@ -1,0 +1,189 @@
+"""Put an adapter on a model and take it off; read and write v; merge into copies of the pristine weights."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tinylora.adapter.basis import Factors, model_basis
+from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.grouping import select_targets, tie_groups
+from tinylora.adapter.layer import AdaptedLinear, Vector, delta_weight
+from tinylora.adapter.projection import projection
+from tinylora.errors import UserError
+
+
+def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
+    """Every nn.Linear and Conv1D of a model by path, adapted ones by the path of the map they hold."""
+    maps: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            maps[path] = module.base
+        elif isinstance(module, (nn.Linear, Conv1D)) and not path.endswith(".base"):
+            maps[path] = module
+    return maps
+
+
+def output_head_path(model: nn.Module) -> str | None:
+    """Path of the output head, which all-linear leaves out."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return next((path for path, module in model.named_modules() if module is head), None) if head is not None else None
+
+
+@dataclass(eq=False)
+class AttachedAdapter:
+    """An adapter on a model: its config, its modules in canonical order, and the vector v (groups, u) in float32."""
+
+    model: nn.Module
+    config: AdapterConfig
+    paths: list[str]
+    groups: list[int]
+    excluded: dict[str, str]
+    factors: dict[str, Factors]
+    vector: Vector
+    layers: dict[str, AdaptedLinear] = field(repr=False)
+
+    @property
+    def num_groups(self) -> int:
+        """Number of tie groups."""
+        return max(self.groups) + 1
+
+    @property
+    def num_trained(self) -> int:
+        """Count of trained numbers: groups times u."""
+        return self.num_groups * self.config.u
+
+    def zeros(self) -> Tensor:
+        """A fresh v = 0 of shape (groups, u), where the model's factors live."""
+        layer = next(iter(self.layers.values()))
+        return torch.zeros(self.num_groups, self.config.u, dtype=layer.A.dtype, device=layer.A.device)
+
+    def read(self) -> Tensor:
+        """A detached copy of v."""
+        return self.vector.value.detach().clone()
+
+    def write(self, v: Tensor | None) -> None:
+        """Set v: (groups, u) for all rows, (rows, groups, u) for one per row, None for zero.
+
+        Raises: UserError if the shape is wrong or a number is not finite.
+        """
+        if v is None:
+            v = self.zeros()
+        expected = (self.num_groups, self.config.u)
+        if tuple(v.shape[-2:]) != expected or v.dim() not in (2, 3):
+            raise UserError(
+                f"an adapter vector of shape {tuple(v.shape)} does not fit; allowed: {expected}, or (rows, *{expected})"
+            )
+        if not torch.isfinite(v.detach()).all():
+            raise UserError("the adapter vector holds a number that is not finite; nothing was changed")
+        reference = self.zeros()
+        self.vector.value = v.to(device=reference.device, dtype=reference.dtype)
+
+    @contextmanager
+    def using(self, v: Tensor | None) -> Iterator[None]:
+        """Run a block with another v (None: the base model), then put the old one back."""
+        before = self.vector.value
+        self.write(v)
+        try:
+            yield
+        finally:
+            self.vector.value = before
+
+    def delta(self, path: str, v: Tensor | None = None) -> Tensor:
+        """dW of one module, (out, in), computed in float64."""
+        f, layer = self.factors[path], self.layers[path]
+        value = (self.vector.value if v is None else v)[..., layer.tie_group, :]
+        return delta_weight(f.U, f.S, f.V, layer.P.double().cpu(), value.detach().double().cpu())
+
+    def detach(self) -> nn.Module:
+        """Take the adapter off; the model is what it was before, module for module."""
+        for path, layer in self.layers.items():
+            _set_module(self.model, path, layer.base)
+        self.layers = {}
+        return self.model
+
+    def merged_weights(self) -> dict[str, Tensor]:
+        """Weights with the update merged, by module path: pristine weight in float32 plus dW, then cast once.
+
+        The model itself is not touched: merging in place and taking it back out drifts.
+        """
+        merged = {}
+        for path, layer in self.layers.items():
+            weight = layer.base.weight
+            assert isinstance(weight, Tensor)
+            dW = self.delta(path).to(weight.device)
+            if isinstance(layer.base, Conv1D):
+                dW = dW.T
+            merged[path] = (weight.detach().double() + dW).to(weight.dtype)
+        return merged
+
+
+def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def adapted_paths(model: nn.Module, config: AdapterConfig) -> tuple[dict[str, nn.Module], list[str]]:
+    """Linear maps of the model and, in canonical order, those that the config's targets name.
+
+    Raises: UserError if a target matches nothing or rank exceeds the smallest dimension of a target.
+    """
+    maps = linear_maps(model)
+    paths = select_targets(list(maps), config.targets, output_head_path(model))
+    for path in paths:
+        shape = tuple(getattr(maps[path], "weight").shape)
+        if config.rank > min(shape):
+            raise UserError(
+                f"adapter.rank {config.rank} exceeds the smallest dimension of {path} {shape}; at most {min(shape)}"
+            )
+    return maps, paths
+
+
+def attach(
+    model: nn.Module,
+    config: AdapterConfig,
+    *,
+    cache_dir: Path | None = None,
+    source: Mapping[str, object] | list[Path] | None = None,
+) -> AttachedAdapter:
+    """Freeze the model and put an adapter with v = 0 on it.
+
+    The basis is taken from the cache in `cache_dir`, or computed and stored there. `source` names the weight files on
+    disk, so that an unchanged file is not hashed again. A module whose basis is not unique (gap below 1e-6 sigma_1) is
+    left out by rule; `excluded` says which and why.
+
+    Raises: UserError for targets that match nothing, a rank too large, a quantised (packed) weight, or a model that
+    already has an adapter.
+    """
+    if any(isinstance(module, AdaptedLinear) for module in model.modules()):
+        raise UserError("the model already has an adapter; call detach() on it first")
+    maps, paths = adapted_paths(model, config)
+    for path in paths:
+        weight = getattr(maps[path], "weight")
+        if not weight.dtype.is_floating_point:
+            raise UserError(f"{path} holds packed weights of type {weight.dtype}; load the model dequantised")
+    factors, excluded = model_basis({path: maps[path] for path in paths}, config, cache_dir, source)  # type: ignore[arg-type]
+    kept = [path for path in paths if path not in excluded]
+    if not kept:
+        raise UserError("every target module was left out: " + "; ".join(f"{k}: {v}" for k, v in list(excluded.items())[:3]))
+    groups = tie_groups(kept, config)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    vector = Vector(torch.zeros(0))
+    layers: dict[str, AdaptedLinear] = {}
+    for path, group in zip(kept, groups, strict=True):
+        base = maps[path]
+        weight = getattr(base, "weight")
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        f = factors[path]
+        P = torch.from_numpy(projection(config.seed, path, config.u, config.rank))
+        tensors = (t.to(device=weight.device, dtype=dtype).contiguous() for t in (f.V.T, f.U * f.S, P))
+        layers[path] = AdaptedLinear(base, *tensors, tie_group=group, vector=vector)
+        _set_module(model, path, layers[path])
+    adapter = AttachedAdapter(model, config, kept, groups, excluded, factors, vector, layers)
+    adapter.write(None)
+    return adapter

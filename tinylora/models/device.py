@@ -1,0 +1,117 @@
+"""Which device and dtype a run uses, and how many cores it really has. Nothing here changes a setting."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from tinylora.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The torch device for a config value; auto takes CUDA, then Apple's mps, then the CPU.
+
+    Raises: UserError for an unknown name, or a device that this machine does not have.
+    """
+    if name not in DEVICES:
+        raise UserError(f"model.device must be one of {', '.join(DEVICES)}, got {name!r}")
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
+    if not present[name]:
+        here = ", ".join(kind for kind in DEVICES if present.get(kind))
+        raise UserError(
+            f"model.device is {name!r}, but torch {torch.__version__} finds no such device here; "
+            f"available: {here}; set model.device to one of them or to auto"
+        )
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the frozen weights for a config value; auto takes bfloat16 only where the hardware has it.
+
+    Raises: UserError for an unknown name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise UserError(f"model.dtype must be one of auto, {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; emulation is slower than float32 and does not count."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # compute capability 8.0 and up, and ROCm
+    if device.type == "mps":
+        return _mps_multiplies_bfloat16()
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def _mps_multiplies_bfloat16() -> bool:
+    """bfloat16 on mps depends on the version of macOS, and asking for it there is the only test torch offers."""
+    try:
+        ones = torch.ones(2, 2, dtype=torch.bfloat16, device="mps")
+        return bool((ones @ ones)[0, 0].item() == 2)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Instruction sets of the first core as the Linux kernel names them; empty on other systems.
+
+    ARM's plain `bf16` flag is left out of `has_bfloat16` on purpose: torch's CPU kernels there are not known to be
+    faster than float32.
+    """
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may really use: the smaller of its CPU affinity and its cgroup quota (v1 or v2), at least 1.
+
+    torch counts the machine's cores, so in a container with a quota of 2 on a host of 64 it would start 64 threads.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(cgroup)
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def _cgroup_quota(root: Path, self_file: Path = Path("/proc/self/cgroup")) -> float | None:
+    """The tightest quota, in cores, on the way from the root to this process's own cgroup; None means unlimited."""
+    folders = [root, root / "cpu"]
+    try:
+        for line in self_file.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            base = root / "cpu" if "cpu" in controllers.split(",") else root
+            if controllers and base == root:
+                continue
+            parts = Path(path.lstrip("/")).parts
+            folders += [base.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+    except (OSError, ValueError):
+        pass  # not Linux, or a kernel without cgroups: the root folders decide
+    quotas = [quota for folder in folders if (quota := _quota_in(folder)) is not None]
+    return min(quotas) if quotas else None
+
+
+def _quota_in(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():  # v2: "MAX PERIOD", where MAX may be the word max
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:  # v1: a quota of -1 is unlimited
+            limit = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        return None if limit in ("max", "-1") else int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,56 @@
+"""Models on the hub: one commit of a repository, downloaded whole and then loaded like any other folder.
+
+transformers would resolve each file's revision on its own and does not always say to what. Downloading the snapshot
+first settles the commit once, so that config, tokenizer and weights belong together and the run can record it.
+"""
+
+from pathlib import Path
+
+from tinylora.errors import UserError
+from tinylora.models.embedded import EMBEDDED
+
+WEIGHTS = "*.safetensors"
+PICKLED_WEIGHTS = "*.bin"
+REST = ["*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
+CODE = "*.py"
+# Other formats and copies of the same weights
+NEVER = ["*/*", "consolidated*", "training_args.bin", "optimizer.bin"]
+
+
+def hub_folder(name: str, revision: str, trust_remote_code: bool) -> tuple[Path, str]:
+    """The local folder of one commit of a hub model, downloaded unless it is in the hub's cache, and that commit.
+
+    Offline, what the cache holds of that revision is used. Pickled weights are only fetched if there are no
+    safetensors, and code only if it is trusted.
+    Raises: UserError if it does not exist, may not be read, or cannot be reached.
+    """
+    patterns = [WEIGHTS, *REST, *([CODE] if trust_remote_code else [])]
+    folder = _download(name, revision, patterns)
+    if not any(folder.glob(WEIGHTS)):
+        folder = _download(name, revision, [PICKLED_WEIGHTS, *patterns])
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} on the hub has no config.json; give a model in transformers' format")
+    return folder, folder.name  # the hub's cache names a snapshot's folder by its commit
+
+
+def _download(name: str, revision: str, patterns: list[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns=NEVER))
+    except errors.GatedRepoError as error:
+        advice = "is gated on the hub; accept its terms on its page there and log in with: hf auth login"
+        raise UserError(f"the model {name} {advice}") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"the model {name} has no revision {revision!r} on the hub; check model.revision") from error
+    except errors.RepositoryNotFoundError as error:
+        advice = "is neither a folder here nor a model on the hub that you may read; check the name, or log in with:"
+        raise UserError(f"the model {name} {advice} hf auth login") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise UserError(
+            f"the model {name}{at} is no folder here and not in the hub's cache on this machine, and the hub cannot be "
+            f"reached; run again online, or use {' or '.join(EMBEDDED)}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"the model {name} could not be downloaded from the hub: {error}") from error

@@ -1,0 +1,195 @@
+"""Base models: any causal language model of transformers, frozen, from a name.
+
+The name is an existing path, an embedded model, or a hub id (`names.py`). What comes back is the same thing in all
+cases: a model in eval mode that nothing trains, its tokenizer, and the facts about them that the rest of the package
+needs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from tinylora.errors import UserError
+from tinylora.models.device import resolve_device, resolve_dtype
+from tinylora.models.digest import remembered_sha256
+from tinylora.models.embedded import EMBEDDED, embedded_file
+from tinylora.models.gguf import converted_folder
+from tinylora.models.hub import hub_folder
+from tinylora.models.names import Kind, Source, resolve_name
+from tinylora.models.prompt import encode_prompt
+from tinylora.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["BaseModel", "encode_prompt", "load_base_model"]
+
+# Tokens that end an answer beside the tokenizer's own eos: chat models end a turn with one token and a document with
+# another, generation configs often name both, and a GGUF file only ever names one.
+ALSO_STOPS = {
+    "<|im_end|>": ("<|endoftext|>",),
+    "<|eot_id|>": ("<|end_of_text|>", "<|eom_id|>"),
+    "<end_of_turn>": ("<eos>",),
+}
+NO_LIMIT = 2**31 - 1
+"""Context length of a model that states none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A frozen model and what must be known of it."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str
+    """As the user gave it."""
+    kind: Kind
+    files: tuple[Path, ...]
+    """The weight files that were read; of a GGUF file, its unpacked copy."""
+    revision: str
+    """The commit on the hub; empty for local models."""
+    sha256: str
+    """Of the GGUF file; empty for others."""
+    device: torch.device
+    dtype: torch.dtype
+    context_length: int
+    """Tokens of prompt and answer together."""
+    stop_token_ids: tuple[int, ...]
+    """Any of them ends an answer; the tokenizer's eos comes first."""
+    pad_token_id: int
+    """May equal a stop token, so padding is found by position or attention mask, never by this id."""
+    has_chat_template: bool
+
+
+def load_base_model(
+    name: str, *, device: str = "auto", dtype: str = "auto", revision: str = "", trust_remote_code: bool = False
+) -> BaseModel:
+    """Load a model by name, in eval mode and with no gradients.
+
+    Raises: UserError, one sentence, for a missing or damaged model, an unknown architecture, a model that is no causal
+    language model, a wrong checksum, a hub that cannot be reached, or a device that is not there.
+    """
+    source = resolve_name(name)
+    torch_device = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, torch_device)
+    if revision and source.kind != "hub":
+        raise UserError(
+            f"model.revision is {revision!r}, but only hub models have revisions and {name} is {source.kind}"
+        )
+
+    folder, commit, sha256 = _local_folder(source, revision, trust_remote_code)
+    model, tokenizer = _load(source, folder, torch_dtype, trust_remote_code)
+    model.to(torch_device).eval().requires_grad_(False)
+    stops = _stop_token_ids(model, tokenizer)
+    return BaseModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        kind=source.kind,
+        files=tuple(sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))),
+        revision=commit,
+        sha256=sha256,
+        device=torch_device,
+        dtype=torch_dtype,
+        context_length=_context_length(model, tokenizer),
+        stop_token_ids=stops,
+        pad_token_id=next(iter(_ids(tokenizer.pad_token_id) + stops), 0),
+        has_chat_template=bool(tokenizer.chat_template),
+    )
+
+
+def _local_folder(source: Source, revision: str, trust_remote_code: bool) -> tuple[Path, str, str]:
+    """The transformers folder of any kind of model, its commit on the hub, and the SHA-256 of its GGUF file."""
+    if source.kind == "hub":
+        return *hub_folder(source.name, revision, trust_remote_code), ""
+    if source.kind == "embedded":
+        gguf, sha256 = embedded_file(source.name), EMBEDDED[source.name].sha256
+        return converted_folder(gguf, sha256), "", sha256
+    assert source.path is not None
+    if source.kind == "gguf":
+        sha256 = remembered_sha256(source.path)
+        return converted_folder(source.path, sha256), "", sha256
+    return source.path, "", ""
+
+
+def _load(source: Source, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Model and tokenizer of a transformers folder."""
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    code = {"trust_remote_code": trust_remote_code}
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, **code)
+            _check_causal(source, config, trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **code)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=dtype, output_loading_info=True, **code
+            )
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (OSError, ValueError, LookupError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
+        _explain(source, error)
+    if missing := sorted(report["missing_keys"]):
+        # transformers would go on with random numbers in their place
+        raise UserError(
+            f"the weights of {source.name} lack {len(missing)} tensors, such as {missing[0]}; fetch it again"
+        )
+    return model, tokenizer
+
+
+def _check_causal(source: Source, config: Any, trust_remote_code: bool) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    known = config.model_type in CAUSAL
+    causal = set(CAUSAL.values())
+    stated = getattr(config, "architectures", None) or []
+    if trust_remote_code and not known:
+        return
+    # The auto class would give BERT a new, untrained head; what the checkpoint says of itself decides.
+    if not known or (stated and not any(name in causal or name.endswith("ForCausalLM") for name in stated)):
+        raise UserError(
+            f"{source.name} is not a causal language model (model type {config.model_type}, "
+            f"{', '.join(stated) or 'no architecture named'}); give a model that generates text"
+        )
+
+
+def _explain(source: Source, error: Exception) -> NoReturn:
+    """Raise one sentence for what transformers raised."""
+    import transformers
+
+    text = " ".join(str(error).split())
+    short = text if len(text) <= 240 else f"{text[:240]}…"
+    if "trust_remote_code" in text:
+        advice = "brings code of its own; set model.trust_remote_code=true if you trust that repository"
+    elif "does not recognize this architecture" in text or "Unrecognized model" in text or isinstance(error, KeyError):
+        advice = f"has an architecture that transformers {transformers.__version__} does not know ({short})"
+    elif type(error).__name__ == "SafetensorError":
+        advice = f"has a damaged weight file ({short}); fetch it again"
+    elif "no file named" in text:
+        advice = f"has no weight file ({short})"
+    else:
+        advice = f"could not be loaded ({type(error).__name__}: {short})"
+    raise UserError(f"the model {source.name} {advice}") from error
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple) else (int(value),)
+
+
+def _stop_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    stops = _ids(tokenizer.eos_token_id) + _ids(getattr(model.generation_config, "eos_token_id", None))
+    vocabulary = tokenizer.get_vocab()
+    # From the vocabulary itself: convert_tokens_to_ids answers with the unknown token for a word it does not have.
+    extra = tuple(vocabulary[t] for t in ALSO_STOPS.get(str(tokenizer.eos_token), ()) if t in vocabulary)
+    return tuple(dict.fromkeys(stops + extra))
+
+
+def _context_length(model: Any, tokenizer: Any) -> int:
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # A tokenizer without a limit states 1e30; a model with relative positions may state none.
+    return int(stated) if stated else int(min(tokenizer.model_max_length, NO_LIMIT))

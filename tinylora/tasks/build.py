@@ -1,0 +1,103 @@
+"""From configuration to a task: which source, which scorer."""
+
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from tinylora.errors import UserError
+from tinylora.tasks import gsm8k, jsonl, reasoning_gym
+from tinylora.tasks.base import PromptSettings, TaskSettings
+from tinylora.tasks.math_verify_scorer import MathVerifyScorer
+from tinylora.tasks.prompt import Prompt
+from tinylora.tasks.python_scorer import PythonScorer, load_function
+from tinylora.tasks.scorers import (
+    BoxedScorer,
+    ContainsScorer,
+    ExactScorer,
+    JsonFieldsScorer,
+    NumberScorer,
+    RegexScorer,
+    Scorer,
+)
+from tinylora.tasks.split import check_shares
+from tinylora.tasks.split_task import SplitTask
+
+SCORERS: dict[str, type[Scorer]] = {
+    "exact": ExactScorer,
+    "number": NumberScorer,
+    "boxed": BoxedScorer,
+    "regex": RegexScorer,
+    "json-fields": JsonFieldsScorer,
+    "contains": ContainsScorer,
+    "math-verify": MathVerifyScorer,
+}
+GYM_PREFIX = "reasoning_gym:"
+
+
+def build_task(task: TaskSettings, prompt: PromptSettings) -> SplitTask:
+    """The task that a run's `task` and `prompt` settings describe.
+
+    Raises: UserError, for every mistake in the settings or the data, before any model is loaded.
+    """
+    check_shares(task.validation_share, task.test_share)
+    checked_prompt = Prompt(prompt)
+    source = None
+    if task.name.startswith(GYM_PREFIX):
+        source = reasoning_gym.Source(task.name.removeprefix(GYM_PREFIX), task.options)
+    elif task.name not in ("gsm8k", "jsonl"):
+        raise UserError(
+            f"task.name must be gsm8k, jsonl or reasoning_gym:NAME, got {task.name!r}{_near_task(task.name)}"
+        )
+    elif task.options:
+        raise UserError(
+            f"task.options are for reasoning-gym tasks, {task.name} has none; got {', '.join(task.options)}"
+        )
+    scorer = make_scorer(task.scorer, task.scorer_options, source)
+    if source is not None:
+        items = reasoning_gym.load(source, task.num_items, task.seed, task.validation_share, task.test_share)
+        if not isinstance(scorer, reasoning_gym.ReasoningGymScorer):
+            source.entries.clear()  # only the task's own scorer reads them, and boards and grids are big
+    elif task.name == "gsm8k":
+        items = gsm8k.load(task.path, task.validation_share)
+    else:
+        items = jsonl.load(
+            task.path,
+            task.validation_share,
+            task.test_share,
+            needs_answer=scorer.needs_answer,
+            json_answers=isinstance(scorer, JsonFieldsScorer),
+        )
+    return SplitTask(task.name, items, checked_prompt, scorer)
+
+
+def make_scorer(name: str, options: Mapping[str, Any], source: reasoning_gym.Source | None = None) -> Scorer:
+    """The scorer of this name: one of SCORERS, reasoning-gym (needs `source`), or module:function.
+
+    Raises: UserError for an unknown name or option, or a function that cannot be loaded.
+    """
+    if name == "reasoning-gym":
+        return reasoning_gym.own_scorer(source, options)
+    if ":" in name:
+        return PythonScorer(load_function(name), options)
+    if name not in SCORERS:
+        close = get_close_matches(name, SCORERS, n=1, cutoff=0.5)
+        raise UserError(
+            f"task.scorer must be one of {', '.join(SCORERS)}, reasoning-gym, or module:function, got {name!r}"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
+    scorer = SCORERS[name]
+    allowed = [] if scorer.__init__ is object.__init__ else list(inspect.signature(scorer).parameters)
+    for option in options:
+        if option not in allowed:
+            raise UserError(f"scorer {name} has no option {option!r}; it has: {', '.join(allowed) or 'none'}")
+    return scorer(**options)
+
+
+def _near_task(name: str) -> str:
+    from reasoning_gym.factory import DATASETS
+
+    known = ["gsm8k", "jsonl", *(GYM_PREFIX + task for task in DATASETS)]
+    bare = name.replace("-", "_").rpartition(":")[2]
+    close = [GYM_PREFIX + bare] if bare in DATASETS else get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -1,0 +1,41 @@
+"""JSON inside text, compared by value. Numbers are read as Decimals, so that 0.1 is 0.1."""
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+
+def no_constant(name: str) -> Any:
+    """For `parse_constant`: Python reads NaN and Infinity, which are not JSON."""
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal, parse_constant=no_constant)
+
+
+def read_json(text: str, start: int = 0) -> tuple[Any, int] | None:
+    """The JSON value that begins at `start` and where it ends, or None where there is none."""
+    try:
+        return _JSON.raw_decode(text, start)
+    except (ValueError, ArithmeticError, RecursionError):  # broken, out of a Decimal's range, nested too deep
+        return None
+
+
+def json_objects(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Every outermost JSON object in a text with its start and end; numbers are Decimals, NaN is not JSON."""
+    position = text.find("{")
+    while position >= 0:
+        read = read_json(text, position)
+        if read is not None:
+            yield read[0], position, read[1]
+        position = text.find("{", position + 1 if read is None else read[1])
+
+
+def json_equal(a: Any, b: Any) -> bool:
+    """Equal as JSON: numbers by value (1 is 1.0), true is not 1, lists in order, objects by key."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(json_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(json_equal, a, b))
+    return type(a) is type(b) and bool(a == b)
