@@ -1,6 +1,6 @@
 """Put an adapter on a model and take it off; read and write v; merge into copies of the pristine weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,19 +19,21 @@ from tinylora.errors import UserError
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
     """Every nn.Linear and Conv1D of a model by path, adapted ones by the path of the map they hold."""
+    held = {id(module.base) for module in model.modules() if isinstance(module, AdaptedLinear)}
     maps: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         if isinstance(module, AdaptedLinear):
             maps[path] = module.base
-        elif isinstance(module, (nn.Linear, Conv1D)) and not path.endswith(".base"):
+        elif isinstance(module, (nn.Linear, Conv1D)) and id(module) not in held:
             maps[path] = module
     return maps
 
 
 def output_head_path(model: nn.Module) -> str | None:
     """Path of the output head, which all-linear leaves out."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return next((path for path, module in model.named_modules() if module is head), None) if head is not None else None
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find else None
+    return next((path for path, module in model.named_modules() if module is head), None)
 
 
 @dataclass(eq=False)
@@ -59,6 +61,8 @@ class AttachedAdapter:
 
     def zeros(self) -> Tensor:
         """A fresh v = 0 of shape (groups, u), where the model's factors live."""
+        if not self.layers:
+            raise UserError("the adapter was taken off the model; attach it again first")
         layer = next(iter(self.layers.values()))
         return torch.zeros(self.num_groups, self.config.u, dtype=layer.A.dtype, device=layer.A.device)
 
@@ -100,26 +104,34 @@ class AttachedAdapter:
         return delta_weight(f.U, f.S, f.V, layer.P.double().cpu(), value.detach().double().cpu())
 
     def detach(self) -> nn.Module:
-        """Take the adapter off; the model is what it was before, module for module."""
+        """Take the adapter off; the model is what it was before, module for module. Its weights stay frozen."""
         for path, layer in self.layers.items():
             _set_module(self.model, path, layer.base)
         self.layers = {}
         return self.model
 
     def merged_weights(self) -> dict[str, Tensor]:
-        """Weights with the update merged, by module path: pristine weight in float32 plus dW, then cast once.
+        """Weights with the update merged, by module path: pristine weight plus dW in float64, then cast once.
 
         The model itself is not touched: merging in place and taking it back out drifts.
+        Raises: UserError if v is one per row.
         """
+        if self.vector.value.dim() != 2:
+            raise UserError(f"cannot merge {len(self.vector.value)} vectors, one per row, into one model; write one v")
         merged = {}
         for path, layer in self.layers.items():
-            weight = layer.base.weight
-            assert isinstance(weight, Tensor)
+            weight = _weight(layer.base)
             dW = self.delta(path).to(weight.device)
             if isinstance(layer.base, Conv1D):
                 dW = dW.T
             merged[path] = (weight.detach().double() + dW).to(weight.dtype)
         return merged
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -130,12 +142,15 @@ def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
 def adapted_paths(model: nn.Module, config: AdapterConfig) -> tuple[dict[str, nn.Module], list[str]]:
     """Linear maps of the model and, in canonical order, those that the config's targets name.
 
-    Raises: UserError if a target matches nothing or rank exceeds the smallest dimension of a target.
+    Raises: UserError if a target matches nothing or holds packed weights, or rank exceeds its smallest dimension.
     """
     maps = linear_maps(model)
     paths = select_targets(list(maps), config.targets, output_head_path(model))
     for path in paths:
-        shape = tuple(getattr(maps[path], "weight").shape)
+        weight = _weight(maps[path])
+        if not weight.dtype.is_floating_point:
+            raise UserError(f"{path} holds packed weights of type {weight.dtype}; load the model dequantised")
+        shape = tuple(weight.shape)
         if config.rank > min(shape):
             raise UserError(
                 f"adapter.rank {config.rank} exceeds the smallest dimension of {path} {shape}; at most {min(shape)}"
@@ -148,13 +163,13 @@ def attach(
     config: AdapterConfig,
     *,
     cache_dir: Path | None = None,
-    source: Mapping[str, object] | list[Path] | None = None,
+    source: Path | Sequence[Path] | None = None,
 ) -> AttachedAdapter:
     """Freeze the model and put an adapter with v = 0 on it.
 
     The basis is taken from the cache in `cache_dir`, or computed and stored there. `source` names the weight files on
-    disk, so that an unchanged file is not hashed again. A module whose basis is not unique (gap below 1e-6 sigma_1) is
-    left out by rule; `excluded` says which and why.
+    disk (or their folder), so that an unchanged file is not hashed again. A module whose basis is not unique (gap below
+    1e-6 sigma_1) is left out by rule; `excluded` says which and why.
 
     Raises: UserError for targets that match nothing, a rank too large, a quantised (packed) weight, or a model that
     already has an adapter.
@@ -162,14 +177,11 @@ def attach(
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise UserError("the model already has an adapter; call detach() on it first")
     maps, paths = adapted_paths(model, config)
-    for path in paths:
-        weight = getattr(maps[path], "weight")
-        if not weight.dtype.is_floating_point:
-            raise UserError(f"{path} holds packed weights of type {weight.dtype}; load the model dequantised")
-    factors, excluded = model_basis({path: maps[path] for path in paths}, config, cache_dir, source)  # type: ignore[arg-type]
+    factors, excluded = model_basis({path: maps[path] for path in paths}, config, cache_dir, source)
     kept = [path for path in paths if path not in excluded]
     if not kept:
-        raise UserError("every target module was left out: " + "; ".join(f"{k}: {v}" for k, v in list(excluded.items())[:3]))
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(excluded.items())[:3])
+        raise UserError(f"every target module was left out ({reasons}); choose other targets")
     groups = tie_groups(kept, config)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -177,12 +189,12 @@ def attach(
     layers: dict[str, AdaptedLinear] = {}
     for path, group in zip(kept, groups, strict=True):
         base = maps[path]
-        weight = getattr(base, "weight")
+        weight = _weight(base)
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         f = factors[path]
         P = torch.from_numpy(projection(config.seed, path, config.u, config.rank))
-        tensors = (t.to(device=weight.device, dtype=dtype).contiguous() for t in (f.V.T, f.U * f.S, P))
-        layers[path] = AdaptedLinear(base, *tensors, tie_group=group, vector=vector)
+        A, B, P = (t.to(device=weight.device, dtype=dtype).contiguous() for t in (f.V.T, f.U * f.S, P))
+        layers[path] = AdaptedLinear(base, A, B, P, tie_group=group, vector=vector)
         _set_module(model, path, layers[path])
     adapter = AttachedAdapter(model, config, kept, groups, excluded, factors, vector, layers)
     adapter.write(None)

@@ -11,7 +11,7 @@ BasisKind = Literal["svd", "random", "sketch"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
-    """W' = W + U diag(S) (sum_i v_i P_i) V^T for every adapted module (Morris et al. 2026, arXiv:2602.04118, section 4).
+    """W' = W + U diag(S) (sum_i v_i P_i) V^T in every adapted module (Morris et al. 2026, arXiv:2602.04118, section 4).
 
     Raises: UserError for a value out of range, naming the field and what is allowed.
     """
@@ -27,7 +27,7 @@ class AdapterConfig:
     num_groups: int = 0
     """If above 0, overrides n_tie under tiled tying: this many even chunks (sizes differ by at most one)."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Modules to adapt: a suffix (q_proj), a glob (model.layers.*.mlp.*), or all-linear (leaves out the output head)."""
+    """Modules to adapt: a suffix (q_proj), a glob (model.layers.*.mlp.*), or all-linear (all but the output head)."""
     basis: BasisKind = "svd"
     """Where U, S, V come from: svd (of the frozen weight), random, or sketch."""
     seed: int = 0
@@ -46,6 +46,6 @@ class AdapterConfig:
         if self.basis not in get_args(BasisKind):
             raise UserError(f"adapter.basis must be one of {', '.join(get_args(BasisKind))}, got {self.basis!r}")
         if not self.targets or not all(isinstance(t, str) and t for t in self.targets):
-            raise UserError(f"adapter.targets must name at least one suffix, glob or 'all-linear', got {self.targets!r}")
+            raise UserError(f"adapter.targets must name a suffix, a glob or 'all-linear', got {self.targets!r}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"adapter.seed must be at least 0 and below 2**63, got {self.seed}")

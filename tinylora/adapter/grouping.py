@@ -1,7 +1,7 @@
 """Which modules share a vector, and in which order modules stand. Plain Python: no tensors, no device.
 
-Order (published in docs/format.md): by numeric layer, then by type (q, k, v, o, gate, up, down, then every other type by
-name), then by path. Never by registration order, which differs between model classes and library versions.
+Order (published in docs/format.md): by numeric layer, then by type (q, k, v, o, gate, up, down, then every other type
+by name), then by path. Never by registration order, which differs between model classes and library versions.
 """
 
 import fnmatch
@@ -68,9 +68,9 @@ def tie_groups(paths: Sequence[str], config: AdapterConfig) -> list[int]:
     """Tie group of each module, for modules already in canonical order.
 
     tiled: consecutive chunks of n_tie, the last one short, so ceil(modules / n_tie) groups. structured: the same within
-    each type, by numeric layer, so the sum over types of ceil(count / n_tie). all: one group. none: one each. num_groups:
-    that many consecutive chunks whose sizes differ by at most one. Source: Morris et al. 2026, "Parameter sharing"; that
-    chunks are ceil-sized is read off the paper's counts (Fig. 1 and 4).
+    each type, by numeric layer, so the sum over types of ceil(count / n_tie). all: one group. none: one each.
+    num_groups: that many consecutive chunks whose sizes differ by at most one. Source: Morris et al. 2026, "Parameter
+    sharing"; that chunks are ceil-sized is read off the paper's counts (Fig. 1 and 4).
 
     Raises: UserError if num_groups exceeds the number of modules; names the nearest count.
     """
@@ -78,7 +78,8 @@ def tie_groups(paths: Sequence[str], config: AdapterConfig) -> list[int]:
     if config.num_groups:
         if config.num_groups > count:
             raise UserError(
-                f"adapter.num_groups {config.num_groups} exceeds the {count} adapted modules; the nearest count is {count}"
+                f"adapter.num_groups {config.num_groups} exceeds the {count} adapted modules; "
+                f"the nearest count is {count}"
             )
         return [index * config.num_groups // count for index in range(count)]
     if config.tying == "all":

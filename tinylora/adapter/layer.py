@@ -41,10 +41,11 @@ class Vector:
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen nn.Linear or Conv1D plus ((x A^T) R^T) B^T, with A = V^T (r, in), B = U diag(S) (out, r), R = sum_i v_i P_i.
+    """A frozen nn.Linear or Conv1D plus ((x A^T) R^T) B^T.
 
-    Factors, v and the whole branch are in float32 (float64 if the base is float64) whatever the base's dtype; the sum is
-    rounded once to the base's dtype, so v = 0 gives the base's output bit for bit while the gradient still flows.
+    A = V^T (r, in), B = U diag(S) (out, r), R = sum_i v_i P_i (r, r). Factors, v and the whole branch are in float32
+    (float64 if the base is float64) whatever the base's dtype; the sum is rounded once to the base's dtype, so v = 0
+    gives the base's output bit for bit while the gradient still flows.
     """
 
     A: Tensor

@@ -1,4 +1,4 @@
-"""From logits to one token a row: greedy, or by inverting the cumulative distribution at a counter-based uniform number.
+"""From logits to one token a row: greedy, or by inverting the cumulative distribution at a counter-based uniform.
 
 No noise tensor the size of the vocabulary is drawn: a row costs one uniform number, and which one it is depends only on
 (seed, request key, sample, position), so a completion does not depend on what else is in the batch.
@@ -15,9 +15,9 @@ BLOCK = 256
 def invert_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     """Smallest token whose cumulative probability exceeds uniform times the row's total.
 
-    Shapes: probs (rows, vocabulary) float32, not necessarily normalised; uniform (rows,) float64 in [0, 1) -> (rows,) int64.
-    Sums run over blocks of 256 in float64, so that a vocabulary of 150,000 loses nothing; a token of probability 0 is
-    never returned.
+    Shapes: probs (rows, vocabulary) float32, not necessarily normalised; uniform (rows,) float64 in [0, 1) -> token
+    ids (rows,) int64. Sums run over blocks of 256 in float64, so that a vocabulary of 150,000 loses nothing; a token of
+    probability 0 is never returned.
     """
     rows, vocabulary = probs.shape
     padded = torch.nn.functional.pad(probs, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
@@ -33,10 +33,13 @@ def invert_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     return (block * BLOCK + torch.minimum(within, last)).squeeze(-1)
 
 
-def sample(logits: Tensor, temperature: float, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor, temperature: float, uniform: Tensor | None, forced: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One token a row and its log-probability at the temperature (at 1 when greedy).
 
-    Shapes: logits (rows, vocabulary), any float dtype; uniform (rows,) float64, None when temperature is 0.
+    Shapes: logits (rows, vocabulary), any float dtype; uniform (rows,) float64, None when temperature is 0; forced
+    (rows,) int64, tokens to take instead of drawing, -1 for none.
     Returns token ids (rows,) int64 and log-probs (rows,) float32.
     Raises: UserError if a logit is not finite in a way that leaves no distribution (NaN or +inf).
     """
@@ -55,4 +58,6 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor | None) -> tuple[
         tokens = invert_cdf(torch.exp(scores - log_total.unsqueeze(-1)), uniform)
     else:
         tokens = scores.argmax(-1)
+    if forced is not None:
+        tokens = torch.where(forced >= 0, forced, tokens)
     return tokens, scores.gather(1, tokens.unsqueeze(-1)).squeeze(-1) - log_total

@@ -1,20 +1,23 @@
 """Rollouts through the forward pass of a transformers model: any causal LM, and the reference for faster engines.
 
 Each prompt is computed once and its cache shared by its samples; rows that have finished are dropped from the batch.
-Leaves out: continuous batching (the next batch starts when the last one is done), paged caches, samplers beyond temperature.
+Leaves out: continuous batching (the next batch starts when the last one is done), paged caches, and samplers beyond
+temperature.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tinylora.adapter.attach import AttachedAdapter
 from tinylora.adapter.projection import draw_uniforms
 from tinylora.errors import UserError
+from tinylora.generation.prefill import prefill
 from tinylora.generation.sampler import sample
 from tinylora.generation.types import Completion, Request
 
@@ -41,6 +44,11 @@ class _Row:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= min(params.max_new_tokens, context_length - len(self.request.prompt_ids)):
             self.finish_reason = "length"
+
+    def forced_token(self) -> int:
+        """The token to take next instead of drawing, or -1."""
+        forced, position = self.request.forced_ids, len(self.token_ids)
+        return forced[position] if position < len(forced) else -1
 
     def completion(self) -> Completion:
         assert self.finish_reason in ("stop", "length")
@@ -80,8 +88,9 @@ class TransformersEngine:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample).
 
-        Raises: UserError, before anything is sampled, for an empty prompt, a prompt that fills the context, a sample
-        count below 1, or an adapter vector without an adapter or of the wrong shape; and for non-finite logits.
+        Raises: UserError, before anything is sampled, for an empty prompt, a prompt that fills the context, a token id
+        outside the vocabulary, a sample count or key out of range, or an adapter vector without an adapter, of the
+        wrong shape or not finite; and for non-finite logits.
         """
         for index, request in enumerate(requests):
             self._check(index, request)
@@ -106,14 +115,25 @@ class TransformersEngine:
                 f"request {index} has a prompt of {length} tokens and the model's context is {self.context_length}; "
                 "shorten the prompt"
             )
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        outside = [token for token in request.prompt_ids + request.forced_ids if not 0 <= token < vocabulary]
+        if outside:
+            raise UserError(
+                f"request {index} has token id {outside[0]}; allowed: 0 to {vocabulary - 1}; "
+                "check that tokenizer and model belong together"
+            )
         if request.num_samples < 1:
             raise UserError(f"request {index} asks for {request.num_samples} samples; at least 1 is allowed")
+        if not 0 <= request.key < 2**64:
+            raise UserError(f"request {index} has key {request.key}; allowed: at least 0 and below 2**64")
         if request.v is not None:
             if self.adapter is None:
                 raise UserError(f"request {index} brings an adapter vector but the engine has no adapter attached")
             expected = (self.adapter.num_groups, self.adapter.config.u)
             if tuple(request.v.shape) != expected:
                 raise UserError(f"request {index} has a vector of shape {tuple(request.v.shape)}; allowed: {expected}")
+            if not torch.isfinite(request.v).all():
+                raise UserError(f"request {index} has an adapter vector with a number that is not finite")
 
     def _vectors(self, rows: Sequence[_Row]) -> Tensor | None:
         """One v for all rows if they agree, else one per row (rows, groups, u)."""
@@ -124,58 +144,50 @@ class TransformersEngine:
         zeros = self.adapter.zeros()
         return torch.stack([zeros if v is None else v.to(zeros) for v in vectors])
 
-    def _forward(self, rows: Sequence[_Row], input_ids: Tensor, **more: Any) -> Tensor:
-        """Logits of the last position, (rows, vocabulary)."""
-        # An index instead of the number 1: slicing leaves the states strided, and the product with the vocabulary then
-        # copies the whole matrix once a row (7 GB for 128 rows of SmolLM2).
-        last = torch.tensor([input_ids.shape[1] - 1], device=input_ids.device)
-        inputs = {"input_ids": input_ids, "use_cache": True, "logits_to_keep": last, **more}
+    @contextmanager
+    def _using(self, rows: Sequence[_Row]) -> Iterator[Tensor | None]:
+        """The model under the rows' adapter vectors; yields them."""
         if self.adapter is None:
-            logits: Tensor = self.model(**inputs).logits
-        else:
-            with self.adapter.using(self._vectors(rows)):
-                logits = self.model(**inputs).logits
-        return logits[:, -1]
+            yield None
+            return
+        vectors = self._vectors(rows)
+        with self.adapter.using(vectors):
+            yield vectors
 
     def _run(self, rows: list[_Row]) -> None:
-        device = self.model.device
         starts = [i for i, row in enumerate(rows) if i == 0 or row.request_index != rows[i - 1].request_index]
         prompts = [rows[i] for i in starts]
-        width = max(len(row.request.prompt_ids) for row in prompts)
-        ids = torch.full((len(prompts), width), self.pad_token_id)
-        mask = torch.zeros((len(prompts), width), dtype=torch.long)
-        for i, row in enumerate(prompts):
-            ids[i, width - len(row.request.prompt_ids) :] = torch.tensor(row.request.prompt_ids)
-            mask[i, width - len(row.request.prompt_ids) :] = 1
-        mask = mask.to(device)
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        cache = DynamicCache(config=self.model.config)
-        logits = self._forward(
-            prompts, input_ids=ids.to(device), attention_mask=mask, position_ids=positions, past_key_values=cache
-        )
-        owner = torch.tensor([sum(start <= i for start in starts) - 1 for i in range(len(rows))], device=device)
-        cache.batch_select_indices(owner)
-        logits, mask, position = logits[owner], mask[owner], positions[owner, -1]
+        with self._using(prompts) as vectors:
+            batch = prefill(
+                self.model,
+                [row.request.prompt_ids for row in prompts],
+                self.pad_token_id,
+                share_prefix=vectors is None or vectors.dim() == 2,
+            )
+        owner = torch.tensor([bisect_right(starts, i) - 1 for i in range(len(rows))], device=self.model.device)
+        batch.select(owner)
         running = rows
         while True:
-            tokens = self._draw(running, logits)
+            tokens = self._draw(running, batch.logits)
             alive = [i for i, row in enumerate(running) if not row.finish_reason]
             if not alive:
                 return
             if len(alive) < DROP_SHARE * len(running):
-                keep = torch.tensor(alive, device=device)
-                cache.batch_select_indices(keep)
-                tokens, mask, position = tokens[keep], mask[keep], position[keep]
+                keep = torch.tensor(alive, device=self.model.device)
+                batch.select(keep)
+                tokens = tokens[keep]
                 running = [running[i] for i in alive]
-            position = position + 1
-            mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-            logits = self._forward(
-                running,
-                input_ids=tokens.unsqueeze(1),
-                attention_mask=mask,
-                position_ids=position.unsqueeze(1),
-                past_key_values=cache,
-            )
+            # A row that has finished may stay in the batch past the end of the context: hold its position inside.
+            batch.position = (batch.position + 1).clamp_max(self.context_length - 1)
+            batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(running), 1)], dim=1)
+            with self._using(running):
+                batch.logits = self.model(
+                    input_ids=tokens.unsqueeze(1),
+                    attention_mask=batch.mask,
+                    position_ids=batch.position.unsqueeze(1),
+                    past_key_values=batch.cache,
+                    use_cache=True,
+                ).logits[:, -1]
 
     def _draw(self, rows: Sequence[_Row], logits: Tensor) -> Tensor:
         """Draw the next token of every row still running; rows that have finished are fed a token nobody reads."""
@@ -195,7 +207,11 @@ class TransformersEngine:
                     [len(rows[i].token_ids) for i in members],
                 )
                 uniform = torch.as_tensor(drawn, dtype=torch.float64, device=logits.device)
-            chosen, logprobs = sample(logits if len(members) == len(rows) else logits[index], temperature, uniform)
+            forced = None
+            if any(rows[i].request.forced_ids for i in members):
+                forced = torch.tensor([rows[i].forced_token() for i in members], device=logits.device)
+            own = logits if len(members) == len(rows) else logits[index]
+            chosen, logprobs = sample(own, temperature, uniform, forced)
             tokens[index] = chosen
             for i, token, logprob in zip(members, chosen.tolist(), logprobs.tolist(), strict=True):
                 rows[i].append(token, logprob, self.context_length)

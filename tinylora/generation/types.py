@@ -23,6 +23,8 @@ class SamplingParams:
             raise UserError(f"temperature must be a finite number, 0 (greedy) or more, got {self.temperature}")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed must be at least 0 and below 2**64, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,8 @@ class Request:
     key: int = 0
     v: Tensor | None = None
     should_stop: Callable[[list[int]], bool] | None = None
+    forced_ids: tuple[int, ...] = ()
+    """Tokens to take instead of drawing, one a position; their log-probs are reported. For probes and for scoring."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,4 +56,4 @@ class Completion:
     logprobs: tuple[float, ...]
     """log-probability of each token under the model at the run's temperature: what the learner computes too."""
     sampling_logprobs: tuple[float, ...]
-    """log-probability under the distribution really drawn from; differs only where a sampler does more than temperature."""
+    """log-probability under the distribution really drawn from; differs if a sampler does more than temperature."""

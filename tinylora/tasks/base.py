@@ -106,6 +106,11 @@ class PromptSettings(Protocol):
         ...
 
     @property
+    def pattern(self) -> str:
+        """Regular expression whose first group replaces the question in the prompt; empty for none."""
+        ...
+
+    @property
     def few_shot(self) -> Sequence[Mapping[str, str]]:
         """Solved examples: question, answer."""
         ...

@@ -1,5 +1,6 @@
 """How an item becomes chat messages: system prompt, solved examples as earlier turns, the question in its template."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from tinylora.errors import UserError
@@ -15,6 +16,12 @@ class Prompt:
         if PLACEHOLDER not in settings.template:
             raise UserError(f"prompt.template must contain {PLACEHOLDER}, got {shorten(settings.template)}")
         self._template = settings.template
+        try:
+            self._pattern = re.compile(settings.pattern) if settings.pattern else None
+        except re.error as error:
+            raise UserError(f"prompt.pattern {settings.pattern!r} is no regular expression: {error}") from error
+        if self._pattern is not None and self._pattern.groups < 1:
+            raise UserError(f"prompt.pattern {settings.pattern!r} has no group; put the part to keep in (...)")
         self.examples: Sequence[Mapping[str, str]] = tuple(settings.few_shot)
         for number, example in enumerate(self.examples, 1):
             if set(example) != {"question", "answer"} or not all(isinstance(text, str) for text in example.values()):
@@ -29,7 +36,15 @@ class Prompt:
 
     def messages(self, question: str) -> list[Message]:
         """Messages for one question; the caller owns them."""
-        return [dict(message) for message in self._head] + [self._user(question)]
+        return [dict(message) for message in self._head] + [self._user(self._cut(question))]
+
+    def _cut(self, question: str) -> str:
+        if self._pattern is None:
+            return question
+        match = self._pattern.search(question)
+        if match is None:
+            raise UserError(f"prompt.pattern {self._pattern.pattern!r} does not match the question {shorten(question)}")
+        return match[1]
 
     def _user(self, question: str) -> Message:
         return {"role": "user", "content": self._template.replace(PLACEHOLDER, question)}

@@ -1,4 +1,4 @@
-"""Every setting of a run, as frozen dataclasses. The string under a field is its help text; a default is written once."""
+"""Every setting of a run, as frozen dataclasses: the string under a field is its help, a default is written once."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,6 +21,8 @@ def _require_at_least(least: int, section: str, config: object, *names: str) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
+    """The base model, and where and in which dtype it runs."""
+
     name: str = "smollm2-135m-instruct"
     """The embedded model's name, a folder, a .gguf file, or a hub id."""
     revision: str = ""
@@ -38,6 +40,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskConfig:
+    """The questions, their splits and how replies are scored."""
+
     name: str = "reasoning_gym:chain_sum"
     """gsm8k, jsonl, or reasoning_gym:NAME."""
     path: str = ""
@@ -69,10 +73,14 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig:
+    """How a question becomes a prompt."""
+
     system: str = ""
     """System prompt; empty leaves the chat template's own."""
     template: str = "{question}"
     """User turn; {question} is replaced."""
+    pattern: str = ""
+    """Regular expression; if set, {question} becomes its first group in the question, where it must always match."""
     few_shot: tuple[dict[str, str], ...] = ()
     """Solved examples (question, answer) shown as earlier turns."""
     chat: bool = True
@@ -86,6 +94,8 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationConfig:
+    """How rollouts are sampled."""
+
     backend: Literal["transformers"] = "transformers"
     """Rollout engine."""
     temperature: float = 1.0
@@ -103,6 +113,8 @@ class GenerationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrpoConfig:
+    """From rollouts to the loss."""
+
     prompts_per_step: int = 12
     """Groups (distinct prompts) whose gradient makes one step."""
     group_size: int = 8
@@ -118,9 +130,9 @@ class GrpoConfig:
     updates_per_batch: int = 1
     """Optimiser steps on each batch of rollouts."""
     normalisation: Literal["token", "sequence"] = "token"
-    """token: sum over all trained tokens of the step divided by their number; sequence: mean over completions of their token means."""
+    """token: mean over all trained tokens of the step; sequence: mean over completions of their token means."""
     truncated: Literal["keep", "mask", "zero"] = "zero"
-    """Completions cut off at the budget: keep scores them as they are, zero gives reward 0, mask leaves them out of the loss."""
+    """Completions cut off at the budget (strict is 0): zero gives reward 0, keep counts other scores, mask skips them."""
     refill_factor: float = 3.0
     """Sample at most this many times prompts_per_step prompts to replace groups whose rewards are all equal."""
     importance_cap: float = 2.0
@@ -132,6 +144,7 @@ class GrpoConfig:
         enough = "at least 2 (a completion is compared with others of its prompt)"
         _require(self.group_size >= 2, "grpo.group_size", enough, self.group_size)
         _require_at_least(1, "grpo", self, "prompts_per_step", "updates_per_batch", "refill_factor", "importance_cap")
+        _require(self.refill_factor < math.inf, "grpo.refill_factor", "finite", self.refill_factor)
         _require(0 <= self.clip_low <= 1, "grpo.clip_low", "between 0 and 1", self.clip_low)
         for name in ("clip_high", "kl_coef"):
             _require(0 <= getattr(self, name) < math.inf, f"grpo.{name}", "0 or more, and finite", getattr(self, name))
@@ -140,6 +153,8 @@ class GrpoConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
+    """Adam on v."""
+
     lr: float = 1e-2
     """Adam's learning rate."""
     beta1: float = 0.9
@@ -161,12 +176,14 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
+    """Length, seed and memory of a run."""
+
     steps: int = 100
     """Optimiser batches to run."""
     seed: int = 0
     """Seed of data order and sampling."""
     micro_batch_tokens: int = 4096
-    """Padded tokens per forward and backward pass of the learner; moves memory and speed, never the result beyond rounding."""
+    """Padded tokens per forward and backward pass; moves memory and speed, the result only by rounding."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     num_threads: int = 0
@@ -184,20 +201,28 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
+    """Validation during the run, and the final evaluation."""
+
     every: int = 10
     """Steps between validation runs; 0 validates only at the end."""
     num_validation: int = 128
     """Validation items (greedy)."""
     num_test: int = 1000
-    """Test items of the final evaluation."""
+    """Test items of the final evaluation; 0 leaves it out."""
+    random_vectors: int = 5
+    """Random vectors of the same norm that the final evaluation compares with."""
+    prompts: tuple[dict[str, str], ...] = ()
+    """Prompts (name, system, template, pattern, few_shot = yes|no) tried untrained; validation's best is a control."""
 
     def __post_init__(self) -> None:
-        _require_at_least(0, "eval", self, "every", "num_test")
+        _require_at_least(0, "eval", self, "every", "num_test", "random_vectors")
         _require_at_least(1, "eval", self, "num_validation")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
+    """What is written down, and how often."""
+
     trackers: tuple[str, ...] = ()
     """Extra trackers: tensorboard, wandb, trackio."""
     samples_per_step: int = 2

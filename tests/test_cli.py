@@ -1,0 +1,307 @@
+"""Verbs: help, exit codes, stdout and stderr; eval, chat and inspect end to end on a tiny model."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import tinylora.training
+from tinylora.adapter.config import AdapterConfig
+from tinylora.cli import app
+from tinylora.training.adapter_file import save_vector
+from tinylora.training.config import GenerationConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
+
+VERBS = ("train", "eval", "chat", "inspect", "cache", "recipes")
+
+
+def tinylora_(*args: str, input: str | None = None) -> Any:
+    result: Any = CliRunner().invoke(app, list(args), input=input)
+    return result
+
+
+def python(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | environment
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
+
+
+@pytest.fixture
+def run(tiny_folder: Path, fresh_cache: Path, tmp_path: Path) -> Path:
+    """A run folder with three trained numbers of the tiny model."""
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(f'{{"question": "{a} + {b}", "answer": "{a + b}"}}\n' for a in range(8) for b in range(8)))
+    config = RunConfig(
+        model=ModelConfig(name=str(tiny_folder), device="cpu", dtype="float32"),
+        adapter=AdapterConfig(n_tie=8),
+        task=TaskConfig(name="jsonl", path=str(file)),
+        generation=GenerationConfig(max_new_tokens=6),
+        train=TrainConfig(num_threads=1),
+    )
+    folder = tmp_path / "runs" / "demo-001"
+    folder.mkdir(parents=True)
+    save_vector(folder / "adapter.safetensors", torch.full((3, 1), 0.3), config)
+    return folder
+
+
+@pytest.fixture
+def fake_train(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands for training: records its arguments, makes a run folder, then does what `then` does."""
+    seen = SimpleNamespace(then=lambda: None, calls=[], result=None)
+
+    def train(config: RunConfig, *, out: Path, name: str, say: Any) -> Any:
+        seen.calls.append((config, out, name))
+        folder = out / f"{name}-001"
+        folder.mkdir(parents=True)
+        say("step 1/1")
+        seen.then()
+        return SimpleNamespace(run=folder, v=torch.tensor([[0.5], [-0.25]]), steps=1, seconds=2.0, result=seen.result)
+
+    def resume(run: Path, overrides: Any, *, say: Any) -> Any:
+        seen.calls.append((run, overrides))
+        seen.then()
+        return SimpleNamespace(run=run, v=torch.tensor([[0.5]]), steps=3, seconds=2.0, result=None)
+
+    module = SimpleNamespace(train=train, resume=resume)
+    monkeypatch.setitem(sys.modules, "tinylora.training.train", module)  # type: ignore[arg-type]
+    monkeypatch.setattr(tinylora.training, "train", module, raising=False)
+    return seen
+
+
+# --- help, environment ---
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_leads_with_examples(verb: str) -> None:
+    result = tinylora_(verb, "--help")
+    assert result.exit_code == 0
+    examples = result.stdout.index("Examples:")
+    assert examples < result.stdout.index("Options:")
+    assert f"\n    tinylora {verb}" in result.stdout[examples:]
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys\nsys.argv = ['tinylora', '--help']\nfrom tinylora.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "loaded = {'torch', 'transformers', 'numpy', 'scipy'} & set(sys.modules)\nassert not loaded, loaded"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert all(f"\n  {verb}" in done.stdout for verb in VERBS)
+
+
+def test_the_environment_is_set_unless_the_user_set_it() -> None:
+    code = (
+        "import os, sys\nsys.argv = ['tinylora', '--help']\nfrom tinylora.cli import main\n"
+        "assert 'GOMP_SPINCOUNT' not in os.environ, 'importing changes nothing'\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([os.environ[k] for k in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'TOKENIZERS_PARALLELISM')])"
+    )
+    done = python(code, OMP_WAIT_POLICY="ACTIVE", TOKENIZERS_PARALLELISM="false")
+    assert "['ACTIVE', '0', 'false']" in done.stdout, done.stderr
+
+
+# --- exit codes ---
+
+
+@pytest.mark.parametrize("args", [("nonsense",), ("train", "demo", "--nonsense"), ("eval",)])
+def test_misuse_exits_with_2(args: tuple[str, ...]) -> None:
+    result = tinylora_(*args)
+    assert result.exit_code == 2 and not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("train", "nothing"), "no recipe is named 'nothing'"),
+        (("train",), "name a recipe, such as: tinylora train demo"),
+        (("train", "demo", "--set", "optim.rate=1"), "unknown key 'rate' in section [optim]"),
+        (("train", "demo", "--resume", "runs/x"), "--resume goes on with a run as it is"),
+        (("train", "demo", "--dry-run", "--set", "adapter.targets=['nope']"), "match no linear map"),
+        (("train", "demo", "--dry-run", "--set", "adapter.rank=2000"), "adapter.rank 2000 exceeds the smallest"),
+        (("eval", "no/such/run"), "no/such/run holds no adapter"),
+        (("chat", "no/such/run"), "no/such/run holds no adapter"),
+        (("inspect", "nonsense"), "no model is named 'nonsense'"),
+        (("inspect", "smollm2-135m-instruct", "--landscape", "--shapes"), "--landscape needs the weights"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_2(args: tuple[str, ...], sentence: str, fresh_cache: Path) -> None:
+    result = tinylora_(*args)
+    assert result.exit_code == 2 and not result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("tinylora: ") and sentence in line
+
+
+def test_other_exceptions_are_not_hidden(fake_train: SimpleNamespace, tmp_path: Path) -> None:
+    def bug() -> None:
+        raise ZeroDivisionError("a bug")
+
+    fake_train.then = bug
+    result = tinylora_("train", "demo", "--out", str(tmp_path))
+    assert result.exit_code == 1 and isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_full_disk_is_one_sentence(fake_train: SimpleNamespace, tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "some/file")
+
+    fake_train.then = full
+    result = tinylora_("train", "demo", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("tinylora: the disk is full at some/file")
+
+
+def test_another_os_error_is_not_taken_for_a_full_disk(fake_train: SimpleNamespace, tmp_path: Path) -> None:
+    def other() -> None:
+        raise OSError(errno.EIO, "I/O error")
+
+    fake_train.then = other
+    assert tinylora_("train", "demo", "--out", str(tmp_path)).exit_code == 1
+
+
+def test_ctrl_c_says_how_to_go_on(fake_train: SimpleNamespace, tmp_path: Path) -> None:
+    for number in range(2, 40):  # older runs are not the one to resume
+        (tmp_path / f"demo-{number:03d}").mkdir()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    fake_train.then = interrupt
+    result = tinylora_("train", "demo", "--out", str(tmp_path))
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1].endswith(f"go on with: tinylora train --resume {tmp_path / 'demo-001'}")
+    result = tinylora_("train", "--resume", "runs/other")
+    assert result.exit_code == 130 and "--resume runs/other" in result.stderr
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    code = "import sys\nsys.argv = ['tinylora', 'recipes']\nfrom tinylora.cli import main\nmain()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert done.stderr == "" and done.returncode == 141
+
+
+# --- train ---
+
+
+def test_train_calls_training_with_the_recipe(fake_train: SimpleNamespace, tmp_path: Path) -> None:
+    result = tinylora_("train", "demo", "--set", "optim.lr=0.5", "--out", str(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    ((config, out, name),) = fake_train.calls
+    assert (config.optim.lr, out, name) == (0.5, tmp_path, "demo")
+    told = json.loads(result.stdout)
+    assert told["run"] == str(tmp_path / "demo-001") and told["v"] == [0.5, -0.25] and told["result"] is None
+    assert "step 1/1" in result.stderr
+
+
+def test_the_final_evaluation_is_the_result(
+    fake_train: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_train.result = {"verdict": "it learned"}
+    monkeypatch.setattr("tinylora.evaluation.final.format_result", lambda result: f"VERDICT {result['verdict']}")
+    assert tinylora_("train", "demo", "--out", str(tmp_path / "a")).stdout == "VERDICT it learned\n"
+    told = json.loads(tinylora_("train", "demo", "--out", str(tmp_path / "b"), "--json").stdout)
+    assert told["result"] == {"verdict": "it learned"}
+
+
+def test_resume_passes_changes_on(fake_train: SimpleNamespace) -> None:
+    result = tinylora_("train", "--resume", "runs/demo-001", "--set", "train.steps=9")
+    assert result.exit_code == 0
+    assert fake_train.calls == [(Path("runs/demo-001"), ["train.steps=9"])]
+    assert "next: tinylora eval runs/demo-001" in result.stdout
+
+
+def test_dry_run_trains_nothing_and_loads_no_weights(
+    fake_train: SimpleNamespace, fresh_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights were asked for")
+
+    monkeypatch.setattr("tinylora.models.load.load_base_model", refuse)
+    monkeypatch.setattr("tinylora.models.load.embedded_file", refuse)
+    args = ("train", "demo", "--dry-run", "--out", str(tmp_path / "runs"), "--set", "train.num_threads=1")
+    result = tinylora_(*args, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["num_modules"], told["num_trained"], told["bytes_bfloat16"]) == (210, 13, 26)
+    assert told["plan"]["hours"] > 0 and told["memory"]["total"] > told["memory"]["weights"] > 0
+    assert not fake_train.calls and not (tmp_path / "runs").exists()
+
+
+# --- eval, chat, inspect ---
+
+
+def test_eval_prints_a_table_or_json(run: Path) -> None:
+    result = tinylora_("eval", str(run), "--num-items", "4")
+    assert result.exit_code == 0, result.output
+    first, *rest = result.stdout.splitlines()
+    assert first.startswith("comparing the untrained ") and "4 test items of jsonl" in first
+    assert [line.split()[0] for line in rest[1:5]] == ["strict", "value", "stopped", "tokens"]
+    result = tinylora_("eval", str(run / "adapter.safetensors"), "--task", "jsonl", "--num-items", "4", "--json")
+    told = json.loads(result.stdout)
+    assert told["num_items"] == told["strict"]["base"]["total"] == 4
+    assert {"strict", "value_only", "stopped"} <= set(told)
+
+
+def test_eval_refuses_another_adapter_config(run: Path) -> None:
+    result = tinylora_("eval", str(run), "--set", "adapter.rank=1")
+    assert result.exit_code == 2 and "adapter settings cannot be changed" in result.stderr
+
+
+def test_chat_answers_prompts_and_lines(run: Path) -> None:
+    result = tinylora_("chat", str(run), "--prompt", "1 + 2", "--prompt", "3 + 4", "--max-new-tokens", "4", "--json")
+    assert result.exit_code == 0, result.output
+    replies = json.loads(result.stdout)["replies"]
+    assert [reply["prompt"] for reply in replies] == ["1 + 2", "3 + 4"]
+    assert set(replies[0]) == {"prompt", "base", "adapted"}
+    result = tinylora_("chat", str(run), "--max-new-tokens", "4", input="1 + 2\n\n3 + 4\n")
+    assert result.exit_code == 0 and result.stdout.count("untrained (") == result.stdout.count("adapted (") == 2
+
+
+def test_inspect_and_landscape(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    settings = ("--set", "adapter.n_tie=8", "--set", "train.num_threads=1", "--set", "model.dtype=float32")
+    result = tinylora_("inspect", str(tiny_folder), *settings)
+    assert result.exit_code == 0, result.output
+    assert "would train 3 numbers (12 bytes in float32, 6 in bf16)" in result.stdout
+    assert "read from its weights" in result.stdout
+    result = tinylora_("inspect", str(tiny_folder), "--shapes", *settings, "--json")
+    assert json.loads(result.stdout)["num_trained"] == 3
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f'[task]\nname = "jsonl"\npath = "{tmp_path / "sums.jsonl"}"\n[generation]\nmax_new_tokens = 4\n')
+    scan = ("--landscape", "--norms", "0.1,1", "--vectors", "1", "--items", "3", "--recipe", str(recipe))
+    result = tinylora_("inspect", str(tiny_folder), *scan, *settings, "--json")
+    assert result.exit_code == 0, result.output
+    assert [row["norm"] for row in json.loads(result.stdout)["rows"]] == [0, 0.1, 1]
+    result = tinylora_("inspect", str(tiny_folder), *scan, *settings)
+    assert "KL(base || adapted)" in result.stdout
+    result = tinylora_("inspect", str(tiny_folder), "--landscape", "--norms", "a,b", *settings, "--recipe", str(recipe))
+    assert result.exit_code == 2 and "--norms must be numbers" in result.stderr
+
+
+# --- cache, recipes ---
+
+
+def test_cache_shows_and_clears(fresh_cache: Path) -> None:
+    (fresh_cache / "basis").mkdir(parents=True)
+    (fresh_cache / "basis" / "x").write_bytes(b"1" * 1000)
+    told = json.loads(tinylora_("cache", "--json").stdout)
+    assert told["entries"][0]["total_bytes"] == 1000
+    assert json.loads(tinylora_("cache", "--clear", "--json").stdout)["freed_bytes"] == 1000
+    assert "total" in tinylora_("cache").stdout and not (fresh_cache / "basis").exists()
+
+
+def test_recipes_show_their_first_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.toml").write_text("# What b does.\n# More.\n[train]\n")
+    (tmp_path / "a.toml").write_text("[train]\n")
+    monkeypatch.setattr("tinylora.paths.recipes_dir", lambda: tmp_path)
+    assert json.loads(tinylora_("recipes", "--json").stdout)["recipes"] == {"a": "", "b": "What b does."}
+    assert "b  What b does." in tinylora_("recipes").stdout

@@ -1,0 +1,217 @@
+"""Counts, memory and plans by hand; log-probs and KL against a loop over single rows in NumPy float64."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tinylora.adapter.attach import attach
+from tinylora.adapter.config import AdapterConfig
+from tinylora.errors import UserError
+from tinylora.evaluation.final import prompt_candidates
+from tinylora.inspection import (
+    Speed,
+    format_bytes,
+    format_inspection,
+    format_plan,
+    inspect_model,
+    inspect_shapes,
+    inspect_weights,
+    make_plan,
+    memory_estimate,
+    num_parameters,
+    shape_model,
+)
+from tinylora.landscape import completion_logprobs, format_landscape, landscape, random_vector
+from tinylora.training.config import (
+    EvalConfig,
+    GenerationConfig,
+    GrpoConfig,
+    ModelConfig,
+    RunConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from tinylora.workbench import Workbench, open_workbench
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def jsonl_config(folder: Path, tmp_path: Path) -> RunConfig:
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(f'{{"question": "{a} + {b}", "answer": "{a + b}"}}\n' for a in range(8) for b in range(8)))
+    return RunConfig(
+        model=ModelConfig(name=str(folder), device="cpu", dtype="float32"),
+        adapter=AdapterConfig(n_tie=8),
+        task=TaskConfig(name="jsonl", path=str(file)),
+        generation=GenerationConfig(max_new_tokens=6),
+        train=TrainConfig(num_threads=1),
+        eval=EvalConfig(num_validation=4, num_test=8),
+    )
+
+
+@pytest.fixture
+def bench(tiny_folder: Path, fresh_cache: Path, tmp_path: Path) -> Workbench:
+    return open_workbench(jsonl_config(tiny_folder, tmp_path), say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_tie", "modules", "numbers", "parameters"),
+    [  # the paper's counts, and the publishers' parameter totals
+        ("smollm2-135m-instruct", 17, 210, 13, 134_515_008),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 16, 168, 11, 494_032_768),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 16, 196, 13, 1_543_714_304),
+        ("Qwen/Qwen2.5-3B-Instruct", 16, 252, 16, 3_085_938_688),
+        ("Qwen/Qwen2.5-7B-Instruct", 16, 196, 13, 7_615_616_512),
+        ("meta-llama/Llama-3.2-1B-Instruct", 16, 112, 7, 1_235_814_400),
+        ("meta-llama/Llama-3.2-3B-Instruct", 16, 196, 13, 3_212_749_824),
+        ("meta-llama/Llama-3.1-8B-Instruct", 16, 224, 14, 8_030_261_248),
+    ],
+)
+def test_known_shapes_need_no_files_and_give_the_published_counts(
+    name: str, n_tie: int, modules: int, numbers: int, parameters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = RunConfig(model=ModelConfig(name=name, device="cpu"), adapter=AdapterConfig(n_tie=n_tie))
+    model, source = shape_model(config.model)
+    assert next(model.parameters()).is_meta and "known" in source
+    found = inspect_model(model, config, source)
+    assert (found.num_modules, found.num_trained, num_parameters(model)) == (modules, numbers, parameters)
+    assert (found.bytes_float32, found.bytes_bfloat16) == (4 * numbers, 2 * numbers)
+    assert sum(t.count for t in found.types) == sum(g.count for g in found.groups) == modules
+    assert [g.count for g in found.groups[:-1]] == [n_tie] * (numbers - 1)
+    assert found.left_out == {"lm_head": "the output head, which all-linear leaves out"}
+    assert not found.gaps_checked
+
+
+def test_shapes_are_out_by_in_and_what_no_target_names_is_listed(tiny_gpt2: PreTrainedModel) -> None:
+    config = RunConfig(adapter=AdapterConfig(targets=("c_fc",), tying="all"))
+    found = inspect_model(tiny_gpt2, config, "a test")
+    (only,) = found.types
+    assert (only.type, only.count, only.out_features, only.in_features) == (
+        "c_fc",
+        2,
+        128,
+        32,
+    )  # Conv1D holds (in, out)
+    assert found.left_out["transformer.h.0.attn.c_attn"] == "no target names it"
+    assert found.num_trained == 1
+    text = format_inspection(found, config.adapter)
+    assert "would train 1 numbers (4 bytes in float32, 2 in bf16)" in text
+    assert "shows only with the weights" in text
+
+
+def test_memory_by_hand(tiny_llama: PreTrainedModel) -> None:
+    config = RunConfig(
+        adapter=AdapterConfig(rank=2, u=3),
+        grpo=GrpoConfig(prompts_per_step=2, group_size=4),
+        generation=GenerationConfig(max_new_tokens=10),
+        train=TrainConfig(micro_batch_tokens=64),
+    )
+    vocabulary = tiny_llama.config.vocab_size
+    memory = memory_estimate(tiny_llama, config, [(32, 32), (48, 32)], itemsize=2, prompt_tokens=5)
+    assert memory.weights == 2 * sum(p.numel() for p in tiny_llama.parameters())
+    assert memory.adapter_factors == 4 * (2 * 64 + 3 * 4) + 4 * (2 * 80 + 3 * 4)
+    assert memory.kv_cache == 8 * 15 * 2 * 3 * 2 * 8 * 2  # rows, length, K and V, layers, heads, head_dim, bytes
+    assert memory.activations == 64 * (3 * (12 * 32 + 4 * 48) * 2 + 12 * vocabulary)
+    assert memory.total == memory.weights + memory.adapter_factors + memory.kv_cache + memory.activations
+    less = replace(config, train=replace(config.train, gradient_checkpointing=True))
+    assert memory_estimate(tiny_llama, less, [], 2, 5).activations < memory.activations
+
+
+def test_plan_by_hand() -> None:
+    config = RunConfig(
+        grpo=GrpoConfig(prompts_per_step=2, group_size=4, refill_factor=3.0),
+        generation=GenerationConfig(max_new_tokens=10),
+        train=TrainConfig(steps=100),
+        eval=EvalConfig(every=50, num_validation=5, num_test=0),
+    )
+    speed = Speed(
+        forward_tokens_per_second=10.0, decode_tokens_per_second=4.0, decode_rows=8, threads=1, measured_on="paper"
+    )
+    plan = make_plan(config, speed, 20, "by hand")
+    assert plan.sampled_tokens == 100 * 8 * 10 and plan.sampled_tokens_with_all_refills == 3 * plan.sampled_tokens
+    assert plan.learner_tokens == 100 * (2 * 20 + 8 * 10)
+    assert plan.evaluation_tokens == 3 * 5 * 10
+    seconds = 8000 / 4 + 12_000 * 2 / 10 + 150 / 4 + 100 * 2 * 20 / 10
+    assert plan.hours == pytest.approx(seconds / 3600, rel=1e-12)
+    assert plan.hours_with_all_refills == pytest.approx((seconds + 2 * 8000 / 4 + 2 * 4000 / 10) / 3600, rel=1e-12)
+    final = make_plan(replace(config, eval=replace(config.eval, num_test=7, random_vectors=5)), speed, 20, "by hand")
+    prompts = len(prompt_candidates(config))
+    assert final.evaluation_tokens == 150 + 10 * (7 * (2 + 2 + 4 + 1 + 5) + prompts * 5)
+    kl = make_plan(replace(config, grpo=replace(config.grpo, kl_coef=0.1)), speed, 20, "by hand")
+    assert kl.hours - plan.hours == pytest.approx(12_000 / 10 / 3600)  # one more forward pass
+    assert "8,000 sampled (up to 24,000" in format_plan(speed, plan)
+
+
+def test_shapes_and_weights_agree(bench: Workbench) -> None:
+    by_weights, speed, plan = inspect_weights(bench, quiet)
+    by_shapes, block_speed, block_plan = inspect_shapes(bench.config, quiet)
+    assert by_weights.gaps_checked and not by_shapes.gaps_checked
+    for name in ("num_parameters", "num_modules", "types", "groups", "num_trained", "left_out", "memory"):
+        assert getattr(by_weights, name) == getattr(by_shapes, name), name
+    assert by_weights.num_modules == 21 and by_weights.num_trained == 3
+    assert plan.sampled_tokens == block_plan.sampled_tokens
+    assert min(speed.forward_tokens_per_second, block_speed.decode_tokens_per_second) > 0
+
+
+def test_an_unknown_model_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="no model is named 'nonsense'"):
+        shape_model(ModelConfig(name="nonsense"))
+
+
+def test_bytes_in_words() -> None:
+    assert [format_bytes(n) for n in (52, 1500, 269_030_016)] == ["52 bytes", "1.5 kB", "269.0 MB"]
+
+
+def _numpy_log_softmax(logits: Any) -> Any:
+    z = np.asarray(logits, dtype=np.float64)
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def test_completion_logprobs_equal_single_rows(tiny_llama: PreTrainedModel) -> None:
+    adapter = attach(tiny_llama, AdapterConfig(n_tie=8))
+    v = random_vector(adapter.num_groups, 1, 0.7, seed=3)
+    pairs = [([5, 6, 7], [8, 9]), ([11], [12, 13, 14, 15]), ([20, 21, 22, 23, 24], [2])]
+    with torch.inference_mode():
+        got = completion_logprobs(tiny_llama, adapter, pairs, v)
+        expected = []
+        for prompt, completion in pairs:
+            with adapter.using(v):
+                logits = tiny_llama(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+            expected.append(_numpy_log_softmax(logits)[len(prompt) - 1 : -1])
+    np.testing.assert_allclose(got.numpy(), np.concatenate(expected), atol=2e-5)
+    with torch.inference_mode():
+        base = completion_logprobs(tiny_llama, adapter, pairs, None)
+    assert not np.allclose(base.numpy(), got.numpy(), atol=1e-2)  # the vector does something here
+
+
+def test_random_vectors_have_their_norm_and_one_direction_a_seed() -> None:
+    short, long = random_vector(13, 2, 0.1, 7), random_vector(13, 2, 1.0, 7)
+    assert short.shape == (13, 2) and short.dtype == torch.float32
+    assert float(short.norm()) == pytest.approx(0.1, rel=1e-6)
+    assert torch.allclose(10 * short, long, atol=1e-6)
+    assert not torch.allclose(random_vector(13, 2, 0.1, 8), short, atol=1e-3)
+
+
+def test_landscape_rows(bench: Workbench) -> None:
+    rows = landscape(bench, [1e-4, 0.5], num_vectors=2, num_items=4, seed=0, say=quiet)
+    assert [(r.norm, r.vector) for r in rows] == [(0.0, 0), (1e-4, 0), (1e-4, 1), (0.5, 0), (0.5, 1)]
+    assert rows[0].kl == 0.0
+    assert max(r.kl for r in rows[1:3]) < 1e-3 * min(r.kl for r in rows[3:])  # KL grows with the square of the norm
+    assert all(0 <= r.strict <= r.value_only <= 1 and r.num_items == 4 for r in rows)
+    lines = format_landscape(rows).splitlines()
+    assert len(lines) == 2 + len(rows) and "base" in lines[2]
+
+
+@pytest.mark.parametrize("norms", [[], [0.0], [float("nan")], [-1.0]])
+def test_landscape_refuses_norms(bench: Workbench, norms: list[float]) -> None:
+    with pytest.raises(UserError, match="--norms must be finite numbers above 0"):
+        landscape(bench, norms, 1, 1, 0, quiet)

@@ -1,0 +1,179 @@
+"""The `eval` workflow: the untrained model and an adapter on the same items, by every measure side by side.
+
+"Right" is a score of 1; a scorer that gives parts of a point is counted by full points only, so that McNemar's test
+holds. Both answer under the same prompt, budget and random numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tinylora.errors import UserError
+from tinylora.evaluation.evaluate import ItemResult, evaluate
+from tinylora.evaluation.statistics import PairedResult, Share, paired_result
+from tinylora.training.config import RunConfig, TaskConfig
+from tinylora.training.recipe import apply_overrides, load_recipe
+from tinylora.workbench import Say, Workbench
+
+MEASURES = ("strict", "value_only", "stopped")
+LABELS = {"strict": "strict", "value_only": "value only", "stopped": "stopped"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What came out. The measures pair the same items in the same order."""
+
+    headline: str
+    """What is compared, in one sentence."""
+    strict: PairedResult
+    value_only: PairedResult
+    stopped: PairedResult
+    base: tuple[ItemResult, ...]
+    tuned: tuple[ItemResult, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that `text` prints, for machines; not the items."""
+        measures = {name: _measure_json(getattr(self, name)) for name in MEASURES}
+        mean_tokens = {"base": _mean_tokens(self.base), "tuned": _mean_tokens(self.tuned)}
+        return {"compared": self.headline, "num_items": len(self.base), **measures, "mean_tokens": mean_tokens}
+
+    def text(self) -> str:
+        """Lines for people; the first says what is compared."""
+        lines = [self.headline, f"{'':<11} {'untrained':<30} {'adapter':<30} difference"]
+        for name in MEASURES:
+            result: PairedResult = getattr(self, name)
+            low, high = result.interval
+            lines.append(
+                f"{LABELS[name]:<11} {_share(result.base):<30} {_share(result.tuned):<30} "
+                f"{100 * result.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}); {result.won} won, "
+                f"{result.lost} lost, p = {result.p_value:.2g}"
+            )
+        lines.append(
+            f"{'tokens':<11} {_mean_tokens(self.base):<30.1f} {_mean_tokens(self.tuned):<30.1f} mean, stop included"
+        )
+        lines.append("shares with 95 % Wilson intervals, differences with Newcombe's, p by exact McNemar, two-sided")
+        return "\n".join(lines)
+
+
+def settings_for_eval(trained: RunConfig, task: str = "", model: str = "", overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings a run was trained with, changed to what is to be evaluated.
+
+    `task`: a task's name (gsm8k, jsonl, reasoning_gym:NAME), whose options start from the defaults unless it is the
+    run's own; or a recipe, which brings its [task] and [prompt]. Device and threads are those of this machine.
+    Raises: UserError for an unknown task, recipe or key.
+    """
+    config = replace(
+        trained,
+        model=replace(trained.model, device="auto"),
+        train=replace(trained.train, num_threads=0),
+    )
+    if model:
+        config = replace(config, model=replace(config.model, name=model, revision=""))
+    if task and task != config.task.name:
+        if task in ("gsm8k", "jsonl") or task.startswith("reasoning_gym:"):
+            config = replace(config, task=TaskConfig(name=task))
+        else:
+            recipe = load_recipe(task)
+            config = replace(config, task=recipe.task, prompt=recipe.prompt)
+    return apply_overrides(config, overrides)
+
+
+def check_base_kept(trained: RunConfig, config: RunConfig) -> None:
+    """Raises: UserError if the adapter itself was changed: its numbers have a meaning under their own settings only."""
+    if config.adapter != trained.adapter:
+        raise UserError("adapter settings cannot be changed for a trained adapter; leave --set adapter.* out")
+
+
+def compare(
+    bench: Workbench,
+    v: Tensor,
+    *,
+    label: str | Path,
+    num_items: int = 0,
+    temperature: float = 0.0,
+    seed: int = 0,
+    say: Say,
+) -> Comparison:
+    """Evaluate v = 0 and `v` (groups, u) on the first `num_items` test items (0: the config's eval.num_test, or all).
+
+    Raises: UserError if v does not fit the model, the task has no such items, or a scorer fails.
+    """
+    assert bench.task is not None
+    bench.adapter.write(v)  # refuses a wrong shape before anything is generated
+    bench.adapter.write(None)
+    if num_items < 0:
+        raise UserError(f"--num-items must be at least 1, or 0 for the recipe's own number, got {num_items}")
+    config = bench.config
+    every = bench.task.items("test")
+    items = every[: num_items or config.eval.num_test or len(every)]
+    how = "greedy" if temperature == 0 else f"sampled at temperature {temperature:g} (seed {seed})"
+    headline = (
+        f"comparing the untrained {config.model.name} with {label} ({v.numel()} trained numbers, "
+        f"|v| {float(v.norm()):.3g}) on the same {len(items):,} test items of {bench.task.name}, {how}, at most "
+        f"{config.generation.max_new_tokens} tokens"
+    )
+    say(headline)
+
+    def run(vector: Tensor | None, who: str) -> tuple[ItemResult, ...]:
+        results = evaluate(
+            bench.engine,
+            bench.base,
+            bench.task,  # type: ignore[arg-type]
+            items,
+            v=vector,
+            max_new_tokens=config.generation.max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            chat=config.prompt.chat,
+            on_progress=lambda done, total: say(f"{who}: {done}/{total} items"),
+        )
+        return tuple(results)
+
+    base, tuned = run(None, "untrained"), run(v, "adapter")
+    return from_results(headline, base, tuned)
+
+
+def from_results(headline: str, base: Sequence[ItemResult], tuned: Sequence[ItemResult]) -> Comparison:
+    """The comparison of two lists of results. Raises: UserError if they are not of the same items in the same order."""
+    if [r.item_id for r in base] != [r.item_id for r in tuned]:
+        raise UserError("a paired comparison needs the same items in the same order on both sides")
+
+    def paired(name: str) -> PairedResult:
+        before, after = ([float(getattr(r, name)) >= 1.0 for r in side] for side in (base, tuned))
+        return paired_result(before, after)
+
+    return Comparison(
+        headline=headline,
+        strict=paired("strict"),
+        value_only=paired("value_only"),
+        stopped=paired("stopped"),
+        base=tuple(base),
+        tuned=tuple(tuned),
+    )
+
+
+def _share(share: Share) -> str:
+    low, high = share.interval()
+    return f"{share.correct}/{share.total} = {100 * share.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _mean_tokens(results: Sequence[ItemResult]) -> float:
+    return sum(r.num_tokens for r in results) / len(results)
+
+
+def _measure_json(result: PairedResult) -> dict[str, Any]:
+    sides = {
+        name: {"correct": share.correct, "total": share.total, "interval": list(share.interval())}
+        for name, share in (("base", result.base), ("tuned", result.tuned))
+    }
+    return {
+        **sides,
+        "won": result.won,
+        "lost": result.lost,
+        "p_value": result.p_value,
+        "difference": result.difference,
+        "interval": list(result.interval),
+    }

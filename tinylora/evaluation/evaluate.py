@@ -1,0 +1,117 @@
+"""Complete items and score them: one record an item, from which every reported number is made."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from tinylora.errors import UserError
+from tinylora.generation.transformers_backend import TransformersEngine
+from tinylora.generation.types import Completion, Request, SamplingParams
+from tinylora.models.load import BaseModel, encode_prompt
+from tinylora.tasks.base import Item, Message, ScorerError, Task
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """One completion of one item. `strict` is 0 when it was cut off at the token budget; `value_only` is kept."""
+
+    item_id: str
+    question: str
+    answer: str
+    text: str
+    strict: float
+    value_only: float
+    stopped: bool
+    num_tokens: int
+    scores: dict[str, float]
+
+
+def decode(base: BaseModel, completion: Completion) -> str:
+    """The completion's text without special tokens."""
+    text: str = base.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
+    return text
+
+
+def score_completion(base: BaseModel, task: Task, item: Item, completion: Completion) -> ItemResult:
+    """Score one completion. Raises: ScorerError, which shows the item, if the scorer fails."""
+    text = decode(base, completion)
+    try:
+        scores = task.score(item, text)
+    except UserError:
+        raise
+    except Exception as error:  # of a task that is not ours; ours raise ScorerError themselves
+        raise ScorerError(f"the scorer raised {type(error).__name__}: {error}", item, text) from error
+    missing = {"strict", "value_only"} - set(scores)
+    if missing:
+        raise ScorerError(f"no score {', '.join(sorted(missing))} was given", item, text)
+    wrong = {name: value for name, value in scores.items() if not math.isfinite(value)}
+    if wrong:
+        raise ScorerError(f"scores must be finite, got {wrong}", item, text)
+    stopped = completion.finish_reason == "stop"
+    return ItemResult(
+        item_id=item.id,
+        question=item.question,
+        answer=item.answer,
+        text=text,
+        strict=scores["strict"] if stopped else 0.0,
+        value_only=scores["value_only"],
+        stopped=stopped,
+        num_tokens=len(completion.token_ids),
+        scores=scores,
+    )
+
+
+def evaluate(
+    engine: TransformersEngine,
+    base: BaseModel,
+    task: Task,
+    items: Sequence[Item],
+    *,
+    v: Tensor | None,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = True,
+    num_samples: int = 1,
+    prompt: Callable[[Item], list[Message]] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[ItemResult]:
+    """Complete every item `num_samples` times under v (None: the untrained model), in the order of the items.
+
+    `prompt` replaces the task's own prompt, for comparing prompts. Draws are keyed by the item's id, so the same item
+    gets the same random numbers whatever stands beside it.
+    """
+    results: list[ItemResult] = []
+    params = SamplingParams(
+        temperature=temperature, max_new_tokens=max_new_tokens, stop_token_ids=base.stop_token_ids, seed=seed
+    )
+    chunk = max(1, 4 * engine.max_batch_rows // num_samples)
+    for start in range(0, len(items), chunk):
+        part = items[start : start + chunk]
+        requests = [
+            Request(
+                prompt_ids=encode_prompt(base, (prompt or task.prompt)(item), chat),
+                params=params,
+                num_samples=num_samples,
+                key=int(item.id[:15], 16),
+                v=v,
+            )
+            for item in part
+        ]
+        results += [score_completion(base, task, part[c.request_index], c) for c in engine.generate(requests)]
+        if on_progress is not None:
+            on_progress(min(start + chunk, len(items)), len(items))
+    return results
+
+
+def correct(results: Sequence[ItemResult], score: str = "strict") -> np.ndarray:
+    """Bool array: which completions are right (a score of 1) under `strict` or `value_only`."""
+    return np.array([getattr(result, score) >= 1.0 for result in results], dtype=bool)
+
+
+def mean(results: Sequence[ItemResult], score: str) -> float:
+    """Mean of strict, value_only, stopped or num_tokens."""
+    return float(np.mean([float(getattr(result, score)) for result in results]))

@@ -1,0 +1,511 @@
+"""The `inspect` workflow: what would be trained, and what it costs in memory and time.
+
+Counts come from shapes alone, so no weight has to be there. Time comes from a short measurement on this machine: of the
+model itself where it is loaded, else of one block with random weights of its shape. Leaves out: anything that trains.
+"""
+
+import gc
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tinylora.adapter.attach import adapted_paths, attach, linear_maps, output_head_path
+from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.grouping import canonical_order, module_type, tie_groups
+from tinylora.errors import UserError
+from tinylora.models.device import available_threads, resolve_device, resolve_dtype
+from tinylora.models.quiet import quiet
+from tinylora.reporting.progress import format_duration
+from tinylora.training.config import ModelConfig, RunConfig
+
+if TYPE_CHECKING:
+    from tinylora.workbench import Workbench
+
+Say = Callable[[str], None]
+
+
+def _dims(
+    vocabulary: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, tied: bool
+) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "tie_word_embeddings": tied,
+    }
+
+
+# Dimensions from the publishers' config.json, so that their recipes can be planned without network.
+KNOWN_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm2-135m-instruct": ("llama", _dims(49152, 576, 1536, 30, 9, 3, True)),
+    "Qwen/Qwen2.5-0.5B-Instruct": ("qwen2", _dims(151936, 896, 4864, 24, 14, 2, True)),
+    "Qwen/Qwen2.5-1.5B-Instruct": ("qwen2", _dims(151936, 1536, 8960, 28, 12, 2, True)),
+    "Qwen/Qwen2.5-3B-Instruct": ("qwen2", _dims(151936, 2048, 11008, 36, 16, 2, True)),
+    "Qwen/Qwen2.5-7B-Instruct": ("qwen2", _dims(152064, 3584, 18944, 28, 28, 4, False)),
+    "meta-llama/Llama-3.2-1B-Instruct": ("llama", _dims(128256, 2048, 8192, 16, 32, 8, True)),
+    "meta-llama/Llama-3.2-3B-Instruct": ("llama", _dims(128256, 3072, 8192, 28, 24, 8, True)),
+    "meta-llama/Llama-3.1-8B-Instruct": ("llama", _dims(128256, 4096, 14336, 32, 32, 8, False)),
+}
+
+ASSUMED_PROMPT_TOKENS = 200
+CHARACTERS_PER_TOKEN = 4.0
+CALIBRATION_TOKENS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleType:
+    """Adapted modules of one type and shape."""
+
+    type: str
+    count: int
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TieGroup:
+    """Modules that share one vector."""
+
+    index: int
+    count: int
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Estimated bytes while training; the activations are a rough count for a usual decoder block."""
+
+    weights: int
+    adapter_factors: int
+    kv_cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.adapter_factors + self.kv_cache + self.activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What an adapter config means on one model. `source` says what it was read from."""
+
+    model: str
+    source: str
+    num_parameters: int
+    dtype: str
+    device: str
+    num_modules: int
+    types: tuple[ModuleType, ...]
+    groups: tuple[TieGroup, ...]
+    num_trained: int
+    bytes_float32: int
+    bytes_bfloat16: int
+    left_out: Mapping[str, str]
+    gaps_checked: bool
+    """Whether modules without a unique basis could be looked for: that needs the weights."""
+    memory: Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Measured tokens a second of the whole model with its adapter, on this machine, as busy as it is now."""
+
+    forward_tokens_per_second: float
+    decode_tokens_per_second: float
+    decode_rows: int
+    threads: int
+    measured_on: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Tokens and hours of a run if every completion fills its budget: upper bounds but for refilled groups."""
+
+    steps: int
+    completions_per_step: int
+    prompt_tokens: int
+    prompt_tokens_from: str
+    sampled_tokens: int
+    sampled_tokens_with_all_refills: int
+    learner_tokens: int
+    evaluation_tokens: int
+    hours: float
+    """No group refilled."""
+    hours_with_all_refills: float
+
+
+# --- shapes ---
+
+
+def shape_model(config: ModelConfig) -> tuple[nn.Module, str]:
+    """The model on the meta device (shapes, no weights) and what it was read from.
+
+    A model of KNOWN_SHAPES needs neither files nor network. Other hub ids fetch config.json only; a GGUF file is
+    unpacked once. Raises: UserError for a model that is missing or not known.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tinylora.models.hub import hub_folder
+    from tinylora.models.load import _explain, _local_folder
+    from tinylora.models.names import resolve_name
+
+    source = resolve_name(config.name)
+    if source.path is None and config.name in KNOWN_SHAPES:
+        kind, dims = KNOWN_SHAPES[config.name]
+        model_config, origin = AutoConfig.for_model(kind, **dims), "its known dimensions, nothing was loaded"
+    else:
+        try:
+            with quiet():
+                if source.kind == "hub":
+                    model_config = AutoConfig.from_pretrained(
+                        source.name, revision=config.revision or None, trust_remote_code=config.trust_remote_code
+                    )
+                else:
+                    folder, _, _ = _local_folder(source, config.revision, config.trust_remote_code)
+                    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        except (OSError, ValueError, LookupError) as error:
+            if isinstance(error, UserError):
+                raise
+            if source.kind == "hub":  # says in its own words that the hub cannot be reached, or has no such model
+                hub_folder(source.name, config.revision, config.trust_remote_code)
+            _explain(source, error)
+        origin = "its config.json"
+    try:
+        with torch.device("meta"), quiet():
+            return AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code), origin
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{config.name} is not a causal language model that transformers knows ({error})") from error
+
+
+def _out_in(module: nn.Module) -> tuple[int, int]:
+    weight: Any = module.weight
+    first, second = weight.shape
+    return (
+        (int(first), int(second)) if isinstance(module, nn.Linear) else (int(second), int(first))
+    )  # Conv1D: (in, out)
+
+
+def inspect_model(
+    model: nn.Module,
+    config: RunConfig,
+    source: str,
+    excluded: Mapping[str, str] | None = None,
+    prompt_tokens: int = 200,
+) -> Inspection:
+    """Counts, groups, bytes and memory. `excluded`: modules left out for their basis, or None if that is not known.
+
+    Raises: UserError for targets that match nothing or a rank above the smallest dimension.
+    """
+    if excluded is None:
+        maps, paths = adapted_paths(model, config.adapter)
+    else:  # the model already holds its adapter; targets were checked when it was attached
+        maps = linear_maps(model)
+        paths = canonical_order(p for p in _attached_paths(model) if p not in excluded)
+    groups = tie_groups(paths, config.adapter)
+    members: dict[int, list[str]] = {}
+    for path, group in zip(paths, groups, strict=True):
+        members.setdefault(group, []).append(path)
+    counts = Counter((module_type(path), *_out_in(maps[path])) for path in paths)
+    left_out = dict(excluded or {})
+    head = output_head_path(model)
+    for path in maps:
+        if path not in paths and path not in left_out:
+            left_out[path] = "the output head, which all-linear leaves out" if path == head else "no target names it"
+    trained = len(members) * config.adapter.u
+    device = resolve_device(config.model.device)
+    dtype = resolve_dtype(config.model.dtype, device)
+    return Inspection(
+        model=config.model.name,
+        source=source,
+        num_parameters=num_parameters(model),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device.type,
+        num_modules=len(paths),
+        types=tuple(ModuleType(type=t, count=n, out_features=o, in_features=i) for (t, o, i), n in counts.items()),
+        groups=tuple(TieGroup(index=g, count=len(m), first=m[0], last=m[-1]) for g, m in sorted(members.items())),
+        num_trained=trained,
+        bytes_float32=4 * trained,
+        bytes_bfloat16=2 * trained,
+        left_out=left_out,
+        gaps_checked=excluded is not None,
+        memory=memory_estimate(model, config, [_out_in(maps[p]) for p in paths], dtype.itemsize, prompt_tokens),
+    )
+
+
+def _attached_paths(model: nn.Module) -> list[str]:
+    from tinylora.adapter.layer import AdaptedLinear
+
+    return [path for path, module in model.named_modules() if isinstance(module, AdaptedLinear)]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Parameters of the base, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def memory_estimate(
+    model: nn.Module, config: RunConfig, shapes: Sequence[tuple[int, int]], itemsize: int, prompt_tokens: int
+) -> Memory:
+    """Bytes for training with this config. `shapes`: (out, in) of every adapted module; `itemsize`: of the weights.
+
+    Activations, per token of a micro-batch: per block 12 values of the hidden size and 4 of the MLP's (once per model
+    plus one per block with gradient checkpointing), and logits three times in float32 (logits, log-probs, gradient).
+    """
+    base: Any = model
+    text: Any = base.config.get_text_config()
+    layers, hidden, heads = text.num_hidden_layers, text.hidden_size, text.num_attention_heads
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or hidden // heads
+    rows = min(config.generation.max_batch_rows, config.grpo.prompts_per_step * config.grpo.group_size)
+    length = prompt_tokens + config.generation.max_new_tokens
+    block = 12 * hidden + 4 * inner
+    kept = block + layers * hidden if config.train.gradient_checkpointing else layers * block
+    tokens = max(config.train.micro_batch_tokens, length)
+    rank, u = config.adapter.rank, config.adapter.u
+    return Memory(
+        weights=num_parameters(model) * itemsize,
+        adapter_factors=sum(4 * (rank * (o + i) + u * rank * rank) for o, i in shapes),
+        kv_cache=rows * length * 2 * layers * kv_heads * head_dim * itemsize,
+        activations=tokens * (kept * itemsize + 3 * 4 * text.vocab_size),
+    )
+
+
+# --- time ---
+
+
+def _timed(action: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls, after one to warm up."""
+    best = math.inf
+    for attempt in range(repeats + 1):
+        _synchronise(device)
+        start = time.perf_counter()
+        action()
+        _synchronise(device)
+        if attempt:
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def measure_speed(model: Any, rows: int, *, scale: float = 1.0, measured_on: str) -> Speed:
+    """Time a forward pass of 256 tokens and a decoding step of `rows` rows; `scale` is the whole model's work over this
+    model's. The cost of long contexts is left out."""
+    device = next(model.parameters()).device
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.arange(CALIBRATION_TOKENS, device=device) % vocabulary
+    step_ids = ids[:1].expand(rows, 1).contiguous()
+    last = torch.tensor([0], device=device)
+    with torch.inference_mode():
+        forward = _timed(lambda: model(input_ids=ids.unsqueeze(0), use_cache=False), device, 2)
+        cache = model(input_ids=ids[:8].expand(rows, 8), use_cache=True).past_key_values
+        # Each call adds a token to the cache; a few tokens more make no difference to the time.
+        step = _timed(
+            lambda: model(input_ids=step_ids, past_key_values=cache, use_cache=True, logits_to_keep=last), device, 3
+        )
+    return Speed(
+        forward_tokens_per_second=CALIBRATION_TOKENS / (forward * scale),
+        decode_tokens_per_second=rows / (step * scale),
+        decode_rows=rows,
+        threads=torch.get_num_threads(),
+        measured_on=measured_on,
+    )
+
+
+def measure_block(model: nn.Module, config: RunConfig) -> Speed:
+    """Speed of a model that is not loaded: one block of its shape with random weights and an adapter is timed, and its
+    time multiplied by the ratio of the linear maps' sizes, the output head counted."""
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(config.train.num_threads or available_threads())
+    device = resolve_device(config.model.device)
+    dtype = resolve_dtype(config.model.dtype, device)
+    shape: Any = model
+    small = shape.config.__class__.from_dict(shape.config.to_dict())
+    small.num_hidden_layers, small.vocab_size = 1, 256
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(small, name, None)
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[:1]
+    with quiet():
+        block = AutoModelForCausalLM.from_config(small).to(device=device, dtype=dtype).eval()
+    head = output_head_path(model)
+    whole = sum(math.prod(_out_in(m)) for path, m in linear_maps(model).items() if path != head)
+    part = sum(math.prod(_out_in(m)) for path, m in linear_maps(block).items() if path != output_head_path(block))
+    vocabulary_work = shape.config.get_text_config().vocab_size * shape.config.get_text_config().hidden_size
+    adapter = replace(config.adapter, basis="random", tying="all", num_groups=0, targets=("all-linear",))
+    attach(block, adapter)
+    try:
+        return measure_speed(
+            block,
+            _rows(config),
+            scale=(whole + vocabulary_work) / part,
+            measured_on="one block with random weights of the model's shape",
+        )
+    finally:
+        del block
+        gc.collect()
+
+
+def _rows(config: RunConfig) -> int:
+    return min(config.generation.max_batch_rows, config.grpo.prompts_per_step * config.grpo.group_size)
+
+
+def prompt_length(config: RunConfig) -> tuple[int, str]:
+    """Mean prompt tokens and how they were found: from a few of the task's questions at four characters a token where
+    those can be had without network, else an assumption."""
+    from tinylora.tasks.build import build_task
+
+    task = config.task
+    if task.name == "gsm8k" and not task.path:
+        return ASSUMED_PROMPT_TOKENS, "assumed: the questions are on the hub"
+    if task.name.startswith("reasoning_gym:"):
+        task = replace(task, num_items=min(task.num_items, 512))
+    built = build_task(task, config.prompt)
+    items = built.items("train")[:64]
+    characters = sum(len(m["content"]) for item in items for m in built.prompt(item)) / max(1, len(items))
+    template = 30 if config.prompt.chat else 0  # role marks, and the system turn that many templates bring
+    return round(characters / CHARACTERS_PER_TOKEN) + template, "from questions of the task at 4 characters a token"
+
+
+def make_plan(config: RunConfig, speed: Speed, prompt_tokens: int, prompt_tokens_from: str) -> Plan:
+    """Tokens and hours of the run.
+
+    A learner's token costs a forward pass and a backward pass, which costs another one (nothing but 13 numbers gets a
+    weight gradient); one more each with gradient checkpointing and with a KL term. The final evaluation counts, for a
+    test item, greedy and sampled answers of both models, one of a larger budget, one under another prompt and
+    one for each random vector; and each candidate prompt on the validation items.
+    """
+    from tinylora.evaluation.final import BUDGET_FACTOR, prompt_candidates
+
+    grpo, budget = config.grpo, config.generation.max_new_tokens
+    completions = grpo.prompts_per_step * grpo.group_size
+    sampled = config.train.steps * completions * budget
+    refilled = math.ceil(sampled * grpo.refill_factor)
+    per_step = grpo.prompts_per_step * prompt_tokens + completions * budget  # a group's prompt is computed once
+    learner = config.train.steps * per_step * grpo.updates_per_batch
+    passes = 2 + config.train.gradient_checkpointing + (grpo.kl_coef > 0)
+    validations = 1 + (config.train.steps // config.eval.every if config.eval.every else 1)
+    evaluation = validations * config.eval.num_validation * budget
+    if config.eval.num_test:
+        each = 4 + BUDGET_FACTOR + 1 + config.eval.random_vectors
+        prompts_tried = len(prompt_candidates(config)) * config.eval.num_validation
+        evaluation += (each * config.eval.num_test + prompts_tried) * budget
+    fixed = learner * passes / speed.forward_tokens_per_second + evaluation / speed.decode_tokens_per_second
+    prompts = config.train.steps * grpo.prompts_per_step * prompt_tokens / speed.forward_tokens_per_second
+
+    def hours(tokens: int, factor: float) -> float:
+        return (fixed + prompts * factor + tokens / speed.decode_tokens_per_second) / 3600
+
+    return Plan(
+        steps=config.train.steps,
+        completions_per_step=completions,
+        prompt_tokens=prompt_tokens,
+        prompt_tokens_from=prompt_tokens_from,
+        sampled_tokens=sampled,
+        sampled_tokens_with_all_refills=refilled,
+        learner_tokens=learner,
+        evaluation_tokens=evaluation,
+        hours=hours(sampled, 1.0),
+        hours_with_all_refills=hours(refilled, grpo.refill_factor),
+    )
+
+
+# --- the whole workflow ---
+
+
+def inspect_shapes(config: RunConfig, say: Say) -> tuple[Inspection, Speed, Plan]:
+    """Everything that can be said without weights; what `train --dry-run` prints."""
+    model, source = shape_model(config.model)
+    prompt_tokens, how = prompt_length(config)
+    found = inspect_model(model, config, source, prompt_tokens=prompt_tokens)
+    say("timing one block of this shape here ...")
+    speed = measure_block(model, config)
+    return found, speed, make_plan(config, speed, prompt_tokens, how)
+
+
+def inspect_weights(bench: "Workbench", say: Say) -> tuple[Inspection, Speed, Plan]:
+    """The same for a model that is loaded: modules without a unique basis are known, and the model itself is timed."""
+    config = bench.config
+    prompt_tokens, how = prompt_length(config)
+    found = inspect_model(bench.base.model, config, "its weights", bench.adapter.excluded, prompt_tokens)
+    say("timing the model here ...")
+    speed = measure_speed(bench.base.model, _rows(config), measured_on="the model itself")
+    return found, speed, make_plan(config, speed, prompt_tokens, how)
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes as a person says it, in powers of 1000."""
+    value, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:,.0f} {units[0]}" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
+
+
+def format_inspection(found: Inspection, adapter: AdapterConfig) -> str:
+    """Lines for people: what would be trained first, then modules, groups, what is left out, and memory."""
+    sizes = Counter(group.count for group in found.groups)
+    tying = ", ".join(f"{n} of {size} modules" for size, n in sorted(sizes.items(), reverse=True))
+    lines = [
+        f"{found.model}: {found.num_parameters:,} parameters, read from {found.source}",
+        f"would train {found.num_trained:,} numbers ({found.bytes_float32:,} bytes in float32, "
+        f"{found.bytes_bfloat16:,} in bf16): u = {adapter.u}, r = {adapter.rank}, {len(found.groups)} tie groups over "
+        f"{found.num_modules} modules; the base stays frozen",
+        "",
+        f"{'modules by type':<16} {'count':>5}  shape (out x in)",
+        *(f"{t.type:<16} {t.count:>5}  {t.out_features} x {t.in_features}" for t in found.types),
+        "",
+        f"tie groups ({adapter.tying}): {tying}",
+        *(f"  {g.index:>3}  {g.count:>3} modules  {g.first} to {g.last}" for g in found.groups[:20]),
+    ]
+    if len(found.groups) > 20:
+        lines.append(f"  ... and {len(found.groups) - 20} more (all of them with --json)")
+    lines += ["", "left out:" if found.left_out else "left out: nothing"]
+    shown = list(found.left_out.items())
+    lines += [f"  {path}: {reason}" for path, reason in shown[:10]]
+    if len(shown) > 10:
+        lines.append(f"  ... and {len(shown) - 10} more (all of them with --json)")
+    if not found.gaps_checked:
+        lines.append("  (modules whose basis is not unique are left out too; that shows only with the weights)")
+    m = found.memory
+    lines += [
+        "",
+        f"memory in training, estimated, on {found.device} in {found.dtype}: {format_bytes(m.total)} = weights "
+        f"{format_bytes(m.weights)}, adapter factors {format_bytes(m.adapter_factors)}, KV cache "
+        f"{format_bytes(m.kv_cache)}, activations and logits {format_bytes(m.activations)}",
+    ]
+    return "\n".join(lines)
+
+
+def format_plan(speed: Speed, plan: Plan) -> str:
+    """Lines for people: speed, tokens, hours."""
+    return "\n".join(
+        [
+            f"speed here now, measured on {speed.measured_on}: {speed.forward_tokens_per_second:,.0f} tok/s forward, "
+            f"{speed.decode_tokens_per_second:,.0f} tok/s decoding {speed.decode_rows} rows, {speed.threads} threads",
+            f"run: {plan.steps} steps of {plan.completions_per_step} completions; prompts of {plan.prompt_tokens} "
+            f"tokens ({plan.prompt_tokens_from})",
+            f"tokens, if every completion fills its budget: {plan.sampled_tokens:,} sampled "
+            f"(up to {plan.sampled_tokens_with_all_refills:,} if groups are refilled to the cap), "
+            f"{plan.learner_tokens:,} through the learner, {plan.evaluation_tokens:,} for evaluation",
+            f"time, at most: {plan.hours:,.1f} hours ({format_duration(3600 * plan.hours)}); "
+            f"{plan.hours_with_all_refills:,.1f} hours with every refill",
+        ]
+    )

@@ -1,0 +1,52 @@
+"""The trained numbers of a run on disk: a safetensors file with v and the settings that give it meaning."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from tinylora.errors import UserError
+from tinylora.training.config import RunConfig
+from tinylora.training.recipe import dump_config, load_recipe
+from tinylora.training.run_folder import _write_atomically
+
+BEST, LAST = "adapter.safetensors", "last.safetensors"
+
+
+def save_vector(path: Path, v: Tensor, config: RunConfig, facts: Mapping[str, object] | None = None) -> None:
+    """Write v (groups, u) float32 and the run's settings, atomically."""
+    metadata = {"format": "tinylora-vector-1", "config": dump_config(config), "facts": json.dumps(dict(facts or {}))}
+    _write_atomically(path, save({"v": v.detach().to("cpu", torch.float32).contiguous()}, metadata))
+
+
+def load_vector(path: Path) -> tuple[Tensor, RunConfig]:
+    """v and the settings, from an adapter file or a run folder.
+
+    Raises: UserError if there is none, or the file is damaged or of another kind.
+    """
+    file = path / BEST if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path} holds no adapter (looked for {file.name}); train one with: tinylora train demo")
+    try:
+        with safe_open(file, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            if metadata.get("format") != "tinylora-vector-1":
+                raise UserError(f"{file} is no tinylora adapter (format {metadata.get('format')!r})")
+            v = handle.get_tensor("v")
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); restore it, or resume the run that wrote it") from error
+    return v, load_recipe_text(metadata["config"])
+
+
+def load_recipe_text(text: str) -> RunConfig:
+    """A resolved config from its TOML text."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.toml"
+        path.write_text(text, encoding="utf-8")
+        return load_recipe(str(path))

@@ -1,0 +1,333 @@
+"""The training loop: sample, step, log, validate, checkpoint. A kill at any instant loses at most the current step."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinylora.errors import UserError
+from tinylora.evaluation.evaluate import evaluate, mean
+from tinylora.evaluation.final import final_evaluation, prompt_candidates
+from tinylora.models.load import encode_prompt
+from tinylora.reporting.metrics import JsonlWriter, Means, MetricsWriter
+from tinylora.reporting.progress import Progress, StepReport
+from tinylora.reporting.trackers import make_trackers
+from tinylora.tasks.base import Task
+from tinylora.training.adapter_file import BEST, LAST, save_vector
+from tinylora.training.config import RunConfig
+from tinylora.training.grpo import grpo_step, make_optimizer
+from tinylora.training.learner import Learner, Row
+from tinylora.training.liveness import check_liveness
+from tinylora.training.recipe import to_table
+from tinylora.training.rollouts import DataOrder, Rollouts, reward, sample_step
+from tinylora.training.run_folder import RunFolder, collect_environment, numeric_differences, resume_config
+from tinylora.workbench import Say, Workbench, open_workbench, say_to_stderr
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Where the run is, its adapter (best or last v, as the recipe says), and what it took."""
+
+    run: Path
+    v: Tensor
+    steps: int
+    seconds: float
+    result: dict[str, Any] | None
+    """The final evaluation (what result.json holds), or None where eval.num_test is 0."""
+
+
+@dataclass
+class _State:
+    """All that a step changes. What a checkpoint holds, and nothing else, decides how the run goes on."""
+
+    v: Tensor
+    optimizer: torch.optim.Adam
+    order: DataOrder
+    step: int = 0
+    seconds: float = 0.0
+    best_score: float = -1.0
+    best_step: int = 0
+    best_v: Tensor | None = None
+
+    def to_checkpoint(self, fingerprint: str) -> dict[str, Any]:
+        moments = self.optimizer.state.get(self.v, {})
+        zeros = torch.zeros_like(self.v)
+        return {
+            "v": self.v.detach().cpu(),
+            "adam_m": moments.get("exp_avg", zeros).cpu(),
+            "adam_v": moments.get("exp_avg_sq", zeros).cpu(),
+            "adam_step": float(moments.get("step", 0.0)),
+            "best_v": (zeros if self.best_v is None else self.best_v).detach().cpu(),
+            "has_best": self.best_v is not None,
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "step": self.step,
+            "data_position": self.order.position,
+            "seconds": self.seconds,
+            "task_fingerprint": fingerprint,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        device = self.v.device
+        with torch.no_grad():
+            self.v.copy_(saved["v"])
+        if saved["adam_step"]:
+            self.optimizer.state[self.v] = {
+                "step": torch.tensor(saved["adam_step"]),
+                "exp_avg": saved["adam_m"].to(device),
+                "exp_avg_sq": saved["adam_v"].to(device),
+            }
+        self.best_v = saved["best_v"].to(device) if saved["has_best"] else None
+        self.best_score, self.best_step = saved["best_score"], saved["best_step"]
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.order.position = saved["data_position"]
+
+
+def train(
+    config: RunConfig,
+    task: Task | None = None,
+    *,
+    out: Path = Path("runs"),
+    name: str = "run",
+    say: Say = say_to_stderr,
+) -> TrainResult:
+    """Train v as the config says, in a new numbered folder below `out`.
+
+    `task` replaces the config's task: any object of the Task protocol. A run that stops early, for whatever reason,
+    goes on with `resume(run)`.
+
+    Raises: UserError for settings that cannot work, before anything is written; during the run, see `grpo_step`.
+    """
+    bench = open_workbench(config, task=task or True, say=say)
+    _check(bench)
+    folder = RunFolder.create(out, name, bench.config, collect_environment())
+    with folder.lock():
+        return _run(bench, folder, say)
+
+
+def resume(
+    run: Path, overrides: Sequence[str] = (), *, task: Task | None = None, say: Say = say_to_stderr
+) -> TrainResult:
+    """Go on with a run from its last checkpoint, bit for bit on the same machine; only steps and logging may change.
+
+    Raises: UserError for a folder that is no run or is in use, other changes, or a task whose questions have changed.
+    """
+    folder = RunFolder.open(run)
+    config = resume_config(folder.read_config(), overrides)
+    differences = numeric_differences(folder.read_environment(), collect_environment())
+    if differences:
+        say("this is not the machine of the run's start, so it goes on, but not bit for bit: " + "; ".join(differences))
+    with folder.lock():
+        bench = open_workbench(config, task=task or True, say=say)
+        folder.write_config(bench.config)
+        return _run(bench, folder, say)
+
+
+def _check(bench: Workbench) -> None:
+    assert bench.task is not None
+    items = bench.task.items("train")
+    bench.task.items("validation")
+    if bench.config.eval.num_test:
+        bench.task.items("test")
+    prompt_candidates(bench.config)
+    # A prompt that does not fit is found now, not in the middle of the night.
+    for item in items[:64]:
+        encode_prompt(bench.base, bench.task.prompt(item), bench.config.prompt.chat)
+
+
+def _fingerprint(task: Task) -> str:
+    return str(task.fingerprint()) if hasattr(task, "fingerprint") else ""
+
+
+def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
+    config, task, adapter = bench.config, bench.task, bench.adapter
+    assert task is not None
+    v = adapter.zeros().requires_grad_(True)
+    state = _State(v, make_optimizer(v, config), DataOrder(task.items("train"), config.train.seed))
+    saved = folder.resume()
+    if saved is not None:
+        if saved.state["task_fingerprint"] != _fingerprint(task):
+            raise UserError(f"the questions of task {task.name} are not those the run {folder.path} began with")
+        state.restore(saved.state)
+        say(f"resuming {folder.path} after step {state.step}")
+    learner = Learner(
+        bench.base.model,
+        adapter,
+        temperature=config.generation.temperature,
+        pad_token_id=bench.base.pad_token_id,
+        checkpointing=config.train.gradient_checkpointing,
+    )
+    _announce(bench, folder, say)
+    progress = Progress(config.train.steps, state.step)
+    trackers = make_trackers(config.log.trackers, folder.path, to_table(config), state.step)
+    with MetricsWriter(folder.metrics_path, trackers) as metrics, JsonlWriter(folder.samples_path) as samples:
+        probe_rows: list[Row] = []
+        while state.step < config.train.steps:
+            started = time.perf_counter()
+            record: dict[str, Any] = {}
+            if not probe_rows:
+                probe_rows = _probe_rows(bench)
+            if state.step % config.train.liveness_every == 0 or saved is not None:
+                probe = check_liveness(bench.engine, learner, probe_rows)
+                if state.step % config.train.liveness_every == 0:
+                    record |= {f"liveness_{key}": value for key, value in asdict(probe).items()}
+                saved = None
+            rollouts = sample_step(bench, state.order, v.detach().clone())
+            _refuse_stopped_adapter(rollouts)
+            record |= _rollout_metrics(rollouts, bench)
+            record |= grpo_step(learner, rollouts.groups, v, state.optimizer, config, state.step)
+            state.step += 1
+            record["v_norm"] = float(v.detach().norm())
+            record["v"] = v.detach().flatten().tolist()
+            step_seconds = time.perf_counter() - started
+            if _is_validation_step(state.step, config):
+                record |= _validate(bench, state, say)
+            state.seconds += time.perf_counter() - started
+            record |= {
+                "seconds": time.perf_counter() - started,
+                "rollout_seconds": rollouts.seconds,
+                "tokens_per_second": rollouts.tokens_sampled / rollouts.seconds,
+            }
+            _log_samples(samples, rollouts, state.step, config)
+            metrics.log(state.step, record)
+            if state.step % config.log.checkpoint_every == 0 or state.step == config.train.steps:
+                folder.save_checkpoint(state.to_checkpoint(_fingerprint(task)))
+            progress.step(
+                StepReport(
+                    step=state.step,
+                    reward=record["reward"],
+                    length_tokens=record["length"],
+                    tokens_per_second=record["tokens_per_second"],
+                    v_norm=record["v_norm"],
+                    grad_norm=record["grad_norm"],
+                    step_seconds=step_seconds,
+                )
+            )
+    chosen = v.detach() if config.train.keep == "last" or state.best_v is None else state.best_v
+    chosen_step = state.step if config.train.keep == "last" or state.best_v is None else state.best_step
+    save_vector(folder.path / LAST, v, config, {"step": state.step})
+    save_vector(folder.path / BEST, chosen, config, {"step": chosen_step, "kept": config.train.keep})
+    say(f"saved {folder.path / BEST} ({config.train.keep} v, step {chosen_step}); next: tinylora chat {folder.path}")
+    vector = chosen.detach().cpu().clone()
+    result = None
+    if config.eval.num_test:
+        result = final_evaluation(folder.path, bench, vector, say, state.seconds)
+    return TrainResult(folder.path, vector, state.step, state.seconds, result)
+
+
+def _announce(bench: Workbench, folder: RunFolder, say: Say) -> None:
+    adapter, config = bench.adapter, bench.config
+    tied = (
+        f"{config.adapter.num_groups} even chunks"
+        if config.adapter.num_groups
+        else (f"{config.adapter.tying}, n_tie {config.adapter.n_tie}")
+    )
+    say(
+        f"training {adapter.num_trained} numbers ({4 * adapter.num_trained} bytes in float32): u = {config.adapter.u}, "
+        f"{adapter.num_groups} tie groups ({tied}) over {len(adapter.paths)} modules of {bench.base.name}; "
+        "base frozen"
+    )
+    if bench.task is not None and hasattr(bench.task, "describe"):
+        say(f"task {bench.task.name}: {bench.task.describe()}")
+    say(
+        f"run folder {folder.path}; {config.model.device}, {config.model.dtype}, {config.train.num_threads} threads; "
+        f"Ctrl-C stops, tinylora train --resume {folder.path} goes on"
+    )
+
+
+def _probe_rows(bench: Workbench) -> list[Row]:
+    """Prompts of the first train items with the base model's own greedy answers: fixed tokens for the liveness probe."""
+    from tinylora.generation.types import Request, SamplingParams
+
+    assert bench.task is not None
+    prompts = [
+        encode_prompt(bench.base, bench.task.prompt(item), bench.config.prompt.chat)
+        for item in bench.task.items("train")[:4]
+    ]
+    budget = min(16, bench.config.generation.max_new_tokens)
+    completions = bench.engine.generate(
+        [Request(prompt_ids=p, params=SamplingParams(temperature=0.0, max_new_tokens=budget)) for p in prompts]
+    )
+    return [Row(c.request_index, prompts[c.request_index], c.token_ids) for c in completions]
+
+
+def _refuse_stopped_adapter(rollouts: Rollouts) -> None:
+    if not rollouts.sampled:
+        raise UserError("no prompt was sampled; grpo.prompts_per_step must be at least 1")
+
+
+def _is_validation_step(step: int, config: RunConfig) -> bool:
+    return step == config.train.steps or bool(config.eval.every and step % config.eval.every == 0)
+
+
+def _validate(bench: Workbench, state: _State, say: Say) -> dict[str, float]:
+    """Greedy validation under the current v; keeps the best one by mean reward."""
+    config = bench.config
+    assert bench.task is not None
+    results = evaluate(
+        bench.engine,
+        bench.base,
+        bench.task,
+        bench.task.items("validation")[: config.eval.num_validation],
+        v=state.v.detach().clone(),
+        max_new_tokens=config.generation.max_new_tokens,
+        chat=config.prompt.chat,
+    )
+    score = sum(reward(result, config) for result in results) / len(results)
+    if state.best_v is None or score > state.best_score:  # a reward may be below any number one begins with
+        state.best_score, state.best_step, state.best_v = score, state.step, state.v.detach().clone()
+    record = {
+        "validation_reward": score,
+        "validation_strict": mean(results, "strict"),
+        "validation_value_only": mean(results, "value_only"),
+        "validation_stopped": mean(results, "stopped"),
+        "validation_length": mean(results, "num_tokens"),
+    }
+    say(
+        f"validation after step {state.step}: strict {record['validation_strict']:.3f}, "
+        f"value-only {record['validation_value_only']:.3f}, stopped {record['validation_stopped']:.3f} "
+        f"on {len(results)} items (greedy); best so far at step {state.best_step}"
+    )
+    return record
+
+
+def _rollout_metrics(rollouts: Rollouts, bench: Workbench) -> dict[str, Any]:
+    means = Means()
+    for group in rollouts.sampled:
+        for result, value in zip(group.results, group.rewards, strict=True):
+            means.add("reward", value)
+            means.add("strict", result.strict)
+            means.add("value_only", result.value_only)
+            means.add("truncated", float(not result.stopped))
+            means.add("length", result.num_tokens)
+        means.add("zero_variance_groups", float(not group.has_variance))
+    return {
+        **means.result(),
+        "prompts_sampled": len(rollouts.sampled),
+        "tokens_sampled": rollouts.tokens_sampled,
+        "prompt_tokens": sum(len(group.prompt_ids) for group in rollouts.sampled),
+    }
+
+
+def _log_samples(samples: JsonlWriter, rollouts: Rollouts, step: int, config: RunConfig) -> None:
+    for group in rollouts.groups[: config.log.samples_per_step]:
+        result, value = group.results[0], group.rewards[0]
+        samples.append(
+            {
+                "step": step,
+                "item": result.item_id,
+                "question": result.question,
+                "answer": result.answer,
+                "text": result.text,
+                "reward": value,
+                "stopped": result.stopped,
+                "tokens": result.num_tokens,
+            }
+        )
+
+
+__all__ = ["TrainResult", "resume", "train"]
