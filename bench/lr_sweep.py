@@ -44,7 +44,8 @@ def swept(config: RunConfig, rate: float, seed: int, steps: int) -> RunConfig:
 def read_curve(run: Path) -> dict[str, list[Any]]:
     """What the steps said, as one list a quantity; validation as [step, value] pairs."""
     records = read_jsonl(run / "metrics.jsonl")
-    curve: dict[str, list[Any]] = {name: [record.get(name) for record in records] for name in CURVE}
+    steps = [record for record in records if "reward" in record]  # the first record may be validation alone
+    curve: dict[str, list[Any]] = {name: [record.get(name) for record in steps] for name in CURVE}
     for name in VALIDATION:
         curve[name] = [[record["step"], record[name]] for record in records if name in record]
     return curve

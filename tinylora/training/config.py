@@ -132,7 +132,7 @@ class GrpoConfig:
     normalisation: Literal["token", "sequence"] = "token"
     """token: mean over all trained tokens of the step; sequence: mean over completions of their token means."""
     truncated: Literal["keep", "mask", "zero"] = "zero"
-    """Completions cut off at the budget (strict is 0): zero gives reward 0, keep counts other scores, mask skips them."""
+    """Completions cut off at the budget (strict is 0): zero gives reward 0, keep the other scores, mask skips them."""
     refill_factor: float = 3.0
     """Sample at most this many times prompts_per_step prompts to replace groups whose rewards are all equal."""
     importance_cap: float = 2.0

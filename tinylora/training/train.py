@@ -166,6 +166,8 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     trackers = make_trackers(config.log.trackers, folder.path, to_table(config), state.step)
     with MetricsWriter(folder.metrics_path, trackers) as metrics, JsonlWriter(folder.samples_path) as samples:
         probe_rows: list[Row] = []
+        if state.step == 0:
+            metrics.log(0, _validate(bench, state, say))
         while state.step < config.train.steps:
             started = time.perf_counter()
             record: dict[str, Any] = {}
@@ -278,7 +280,9 @@ def _validate(bench: Workbench, state: _State, say: Say) -> dict[str, float]:
         chat=config.prompt.chat,
     )
     score = sum(reward(result, config) for result in results) / len(results)
-    if state.best_v is None or score > state.best_score:  # a reward may be below any number one begins with
+    # Step 0 is the untrained model: shown for comparison, never kept as the adapter. best_v decides whether there is a
+    # best score yet: a reward may be below any number one begins with.
+    if state.step and (state.best_v is None or score > state.best_score):
         state.best_score, state.best_step, state.best_v = score, state.step, state.v.detach().clone()
     record = {
         "validation_reward": score,
@@ -290,7 +294,8 @@ def _validate(bench: Workbench, state: _State, say: Say) -> dict[str, float]:
     say(
         f"validation after step {state.step}: strict {record['validation_strict']:.3f}, "
         f"value-only {record['validation_value_only']:.3f}, stopped {record['validation_stopped']:.3f} "
-        f"on {len(results)} items (greedy); best so far at step {state.best_step}"
+        f"on {len(results)} items (greedy)"
+        + (f"; best so far at step {state.best_step}" if state.step else ", untrained")
     )
     return record
 

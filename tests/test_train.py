@@ -1,0 +1,315 @@
+"""The training loop end to end on a tiny model: equal seeds, crashes, real kills, what is refused, what is kept."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from tiny_run import STEPS, ByteTask, metrics_of, quiet, start, tiny_config
+
+import tinylora.training.train as train_module
+from tinylora.errors import UserError
+from tinylora.evaluation.final import format_result, prompt_candidates, random_vectors, verdict
+from tinylora.reporting.metrics import read_jsonl
+from tinylora.training.adapter_file import load_vector
+from tinylora.training.run_folder import RunFolder
+from tinylora.training.train import TrainResult, resume, train
+
+PROGRAM = Path(__file__).with_name("tiny_run.py")
+pytestmark = pytest.mark.usefixtures("fresh_cache")
+
+
+def same(a: TrainResult, b: TrainResult) -> None:
+    """Equal to the last bit: v, both adapter files, metrics and samples."""
+    assert torch.equal(a.v, b.v)
+    assert torch.equal(load_vector(a.run / "last.safetensors")[0], load_vector(b.run / "last.safetensors")[0])
+    assert metrics_of(a.run) == metrics_of(b.run)
+    assert list(read_jsonl(a.run / "samples.jsonl")) == list(read_jsonl(b.run / "samples.jsonl"))
+
+
+class Crash(Exception):
+    """Stands for whatever ends a run."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Raise Crash in place of the given call (counted from 1)."""
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def crashing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Crash
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, crashing)
+
+
+def only_run(out: Path) -> Path:
+    (run,) = out.iterdir()
+    return run
+
+
+def test_equal_seeds_give_equal_bits_and_another_seed_does_not(tiny_folder: Path, tmp_path: Path) -> None:
+    first, second = start(tiny_folder, tmp_path / "a"), start(tiny_folder, tmp_path / "a")
+    assert (first.run.name, second.run.name) == ("run-001", "run-002")
+    same(first, second)
+    rows = metrics_of(first.run)
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    assert [row["step"] for row in rows if "validation_reward" in row] == [0, 3, 6, 9, 10]
+    assert [row["step"] for row in rows if "liveness_slope" in row] == [1, 5, 9]
+    assert rows[-1]["v_norm"] > 0.01
+    assert load_vector(first.run / "last.safetensors")[0].flatten().tolist() == rows[-1]["v"]
+    other = start(tiny_folder, tmp_path / "a", train={"seed": 1})
+    assert not torch.equal(other.v, first.v)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (train_module, "sample_step", 1),
+        (train_module, "grpo_step", 5),
+        (train_module, "_log_samples", 4),
+        (train_module, "_validate", 3),
+        (train_module.MetricsWriter, "log", 8),
+        (RunFolder, "save_checkpoint", 3),  # the step's lines are written, its checkpoint is not
+        (train_module, "save_vector", 1),  # all steps are done
+    ],
+)
+@pytest.mark.parametrize("checkpoint_every", [1, 3])
+def test_resume_after_a_crash_is_as_if_nothing_had_happened(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    call: int,
+    checkpoint_every: int,
+) -> None:
+    log = {"checkpoint_every": checkpoint_every}
+    whole = start(tiny_folder, tmp_path / "whole", log=log)
+    with monkeypatch.context() as patch:
+        crash_at(patch, owner, name, call)
+        with pytest.raises(Crash):
+            start(tiny_folder, tmp_path / "crashed", log=log)
+    same(resume(only_run(tmp_path / "crashed"), task=ByteTask(), say=quiet), whole)
+
+
+def test_more_steps_go_on_where_the_run_ended(tiny_folder: Path, tmp_path: Path) -> None:
+    short = start(tiny_folder, tmp_path / "short", train={"steps": 6})
+    whole = start(tiny_folder, tmp_path / "whole", train={"steps": 9})
+    longer = resume(short.run, ["train.steps=9"], task=ByteTask(), say=quiet)
+    same(longer, whole)
+    assert RunFolder.open(short.run).read_config().train.steps == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_kill_9_at_any_instant_loses_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    """At least 20 real kills, some of them while a checkpoint is being written, over two runs."""
+    steps = 40
+    whole = start(tiny_folder, tmp_path / "whole", train={"steps": steps})
+    slowest = 1.5 * max(0.2, whole.seconds / 4)
+    kills = torn = 0
+    for seed in range(6):
+        if kills >= 20 and torn >= 2:
+            break
+        out = tmp_path / f"killed-{seed}"
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), str(tiny_folder), str(out), str(steps), str(seed), str(slowest)],
+            env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1]), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        found = [int(word) for word in done.stdout.split()]
+        kills, torn = kills + found[0], torn + found[1]
+        (run,) = (path.parent for path in out.glob("*/config.toml"))
+        v, _ = load_vector(run)
+        same(TrainResult(run, v, steps, 0.0, None), whole)
+        assert not list(run.glob("checkpoint/*.tmp"))
+    print(f"{kills} kills, {torn} inside a checkpoint write")
+    assert kills >= 20
+    assert torn >= 1
+
+
+def test_a_changed_setting_is_refused_on_resume(tiny_folder: Path, tmp_path: Path) -> None:
+    run = start(tiny_folder, tmp_path, train={"steps": 1}).run
+    before = (run / "config.toml").read_bytes()
+    with pytest.raises(UserError, match=r"only train\.steps and log\.\* may change on resume, got optim\.lr"):
+        resume(run, ["optim.lr=0.1"], task=ByteTask(), say=quiet)
+    with pytest.raises(UserError, match="the questions of task bytes are not those"):
+        resume(run, task=ByteTask(size=6), say=quiet)
+    assert (run / "config.toml").read_bytes() == before
+
+
+def test_a_run_in_use_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    run = start(tiny_folder, tmp_path, train={"steps": 1}).run
+    with RunFolder.open(run).lock(), pytest.raises(UserError, match=rf"in use by process {os.getpid()}"):
+        resume(run, task=ByteTask(), say=quiet)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run folder"):
+        resume(tmp_path, say=quiet)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_keep_best_and_keep_last(tiny_folder: Path, tmp_path: Path, sign: float) -> None:
+    """With rewards below 0, too: the best one was once looked for above -1."""
+    reward = {"value_only": 3.0 * sign}
+
+    def run(keep: str) -> TrainResult:
+        config = replace(tiny_config(tiny_folder, train={"keep": keep}, eval={"every": 1}), reward=reward)
+        return train(config, ByteTask(), out=tmp_path, say=quiet)
+
+    best, last = run("best"), run("last")
+    rows = metrics_of(best.run)
+    assert metrics_of(last.run) == rows
+    scores = [row["validation_reward"] for row in rows]
+    chosen = rows[1 + int(np.argmax(scores[1:]))]  # the first of equals; step 0, the untrained model, is never kept
+    assert best.v.flatten().tolist() == chosen["v"]
+    assert last.v.flatten().tolist() == rows[-1]["v"]
+    assert torch.equal(load_vector(best.run)[0], best.v)
+    assert torch.equal(load_vector(best.run / "last.safetensors")[0], last.v)
+    if sign < 0:
+        assert max(scores) < 0
+
+
+def test_gradient_checkpointing_trains_the_same(tiny_folder: Path, tmp_path: Path) -> None:
+    plain = start(tiny_folder, tmp_path, train={"steps": 3})
+    saving = start(tiny_folder, tmp_path, train={"steps": 3, "gradient_checkpointing": True})
+    torch.testing.assert_close(saving.v, plain.v, rtol=1e-2, atol=1e-4)
+
+
+def test_settings_that_cannot_work_leave_no_run_behind(tiny_folder: Path, tmp_path: Path) -> None:
+    long = ByteTask(prefix="long question " * 20)
+    with pytest.raises(UserError, match="context"):
+        start(tiny_folder, tmp_path / "runs", task=long)
+    assert not (tmp_path / "runs").exists()
+
+
+# --- the final evaluation ---
+
+
+def test_the_final_evaluation_writes_what_the_demo_promises(tiny_folder: Path, tmp_path: Path) -> None:
+    prompts = ({"name": "please", "template": "please {question}"},)
+    found = start(
+        tiny_folder,
+        tmp_path,
+        train={"steps": 2},
+        eval={"num_test": 4, "random_vectors": 2, "prompts": prompts},
+        generation={"max_new_tokens": 6},
+    )
+    written = json.loads((found.run / "result.json").read_text())
+    assert found.result == written
+    promised = {"trained_numbers", "seed", "seconds", "decoding", "primary", "value_only", "sampled", "stopped"}
+    assert promised | {"random", "best_prompt", "larger_budget", "verdict"} <= set(written)
+    assert (written["trained_numbers"], written["seed"]) == (6, 0)
+    items = list(read_jsonl(found.run / "result_items.jsonl"))
+    for key, condition, score in (
+        ("primary", "greedy", "strict"),
+        ("value_only", "greedy", "value_only"),
+        ("sampled", "sampled", "strict"),
+        ("sampled_value_only", "sampled", "value_only"),
+    ):
+        right = {
+            side: [row[score] >= 1 for row in items if row["condition"] == f"{side}_{condition}"]
+            for side in ("base", "tuned")
+        }
+        assert len(right["base"]) == len(right["tuned"]) == 4
+        for side, values in right.items():
+            assert written[key][side] == {"correct": sum(values), "total": 4}
+        won = sum(not b and t for b, t in zip(right["base"], right["tuned"], strict=True))
+        lost = sum(b and not t for b, t in zip(right["base"], right["tuned"], strict=True))
+        expected = binomtest(won, won + lost).pvalue if won + lost else 1.0
+        assert written[key]["p_value"] == pytest.approx(expected)
+    assert [entry["total"] for entry in written["random"]] == [4, 4]
+    assert set(written["best_prompt"]["validation"]) == {"own", "please"}
+    assert written["larger_budget"]["max_new_tokens"] == 24
+    assert set(written["stopped"]) == {"base", "tuned"}
+    text = format_result(written)
+    assert written["verdict"] in text
+    assert written["decoding"] in text
+
+
+def test_a_run_killed_before_its_final_evaluation_makes_it_on_resume(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        crash_at(patch, train_module, "final_evaluation", 1)
+        with pytest.raises(Crash):
+            start(tiny_folder, tmp_path / "runs", train={"steps": 2}, eval={"num_test": 2, "random_vectors": 0})
+    run = only_run(tmp_path / "runs")
+    assert not (run / "result.json").exists()
+    found = resume(run, task=ByteTask(), say=quiet)
+    assert found.result == json.loads((run / "result.json").read_text())
+    assert found.result["random"] == []
+
+
+def paired(base: int, tuned: int, p_value: float) -> dict[str, Any]:
+    difference = (tuned - base) / 100
+    return {
+        "base": {"correct": base, "total": 100},
+        "tuned": {"correct": tuned, "total": 100},
+        "difference": difference,
+        "interval": [difference - 0.05, difference + 0.05],
+        "p_value": p_value,
+    }
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    """A gain of 20 points that every control agrees with."""
+    clear = {"against_tuned": paired(42, 60, 1e-4)}
+    plain: dict[str, Any] = {"trained_numbers": 13, "primary": paired(40, 60, 1e-4), "value_only": paired(50, 65, 1e-3)}
+    return plain | {"random": [{"correct": 41, "total": 100}], "best_prompt": clear, "larger_budget": clear} | changes
+
+
+def test_the_verdict_says_no_more_than_the_numbers() -> None:
+    gain = verdict(report())
+    assert gain.startswith("Training 13 numbers raised the primary measure by +20.0 points (95 % interval +15.0")
+    assert "more than format or stopping" in gain
+    assert "random" not in gain
+    assert "Against" not in gain
+    assert verdict(report(primary=paired(40, 43, 0.4))).startswith("No gain shown:")
+    assert verdict(report(primary=paired(43, 40, 0.4))).startswith("No gain shown:")
+    assert "made the model worse" in verdict(report(primary=paired(60, 40, 1e-4)))
+    form = verdict(report(value_only=paired(60, 62, 0.5)))
+    assert "raised the primary measure" in form
+    assert "the gain is in format or stopping" in form
+    down = verdict(report(value_only=paired(65, 50, 1e-3)))
+    assert "the gain is in format or stopping" in down
+    assert "do not credit the training" in verdict(report(random=[{"correct": 3}, {"correct": 60}]))
+    assert "do not credit" not in verdict(report(random=[]))
+    prompt = verdict(report(best_prompt={"against_tuned": paired(58, 60, 0.7)}))
+    assert prompt.endswith("Against the untrained model with the best prompt found, no gain is shown.")
+    budget = verdict(report(larger_budget={"against_tuned": paired(70, 60, 0.01)}))
+    assert budget.endswith("Against the untrained model with a larger token budget, no gain is shown.")
+
+
+def test_random_vectors_have_the_norm_of_v_and_differ() -> None:
+    v = torch.tensor([[3.0, 4.0], [0.0, 12.0]])
+    drawn = random_vectors(v, 3, seed=5)
+    for vector in drawn:
+        assert float(vector.norm()) == pytest.approx(13, rel=1e-6)
+        assert vector.shape == v.shape
+    assert not torch.equal(drawn[0], drawn[1])
+    assert all(torch.equal(a, b) for a, b in zip(drawn, random_vectors(v, 3, seed=5), strict=True))
+    assert not torch.equal(drawn[0], random_vectors(v, 1, seed=6)[0])
+
+
+@pytest.mark.parametrize(
+    "table", [{"template": "{question}"}, {"name": "x", "few_shot": "maybe"}, {"name": "x", "a": ""}]
+)
+def test_a_prompt_table_with_a_mistake_is_refused(table: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"eval\.prompts\[0\] has .* allowed: name"):
+        prompt_candidates(tiny_config("x", eval={"prompts": (table,)}))
