@@ -101,7 +101,9 @@ def test_another_prompt_replaces_the_tasks_own(bench: Workbench) -> None:
         asked.append(item.question)
         return [{"role": "user", "content": f"please {item.question}"}]
 
-    own = evaluate(bench.engine, bench.base, bench.task, items, v=None, max_new_tokens=4)
-    other = evaluate(bench.engine, bench.base, bench.task, items, v=None, max_new_tokens=4, prompt=prompt)
+    own = evaluate(bench.engine, bench.base, bench.task, items, v=None, max_new_tokens=16, temperature=1.0)
+    other = evaluate(
+        bench.engine, bench.base, bench.task, items, v=None, max_new_tokens=16, temperature=1.0, prompt=prompt
+    )
     assert asked == [item.question for item in items]
     assert [r.text for r in own] != [r.text for r in other]

@@ -164,7 +164,6 @@ def test_the_cap_of_1_samples_once(bench: Workbench) -> None:
 
 
 def test_a_scorer_that_raises_stops_the_step_with_the_item(bench: Workbench) -> None:
-    with pytest.raises(
-        ScorerError, match=r"RuntimeError: cannot score this .*question 'qtr\d', answer 'even', reply '!'"
-    ):
+    message = r"RuntimeError: cannot score this .*question 'qtr\d', answer 'even', reply '!'"
+    with pytest.raises(ScorerError, match=message):
         step(bench, ["yes|no", "no|!"])

@@ -15,8 +15,10 @@ import torch
 from scipy.stats import binomtest
 from tiny_run import STEPS, ByteTask, metrics_of, quiet, start, tiny_config
 
+import tinylora.evaluation.final as final_module
 import tinylora.training.train as train_module
 from tinylora.errors import UserError
+from tinylora.evaluation.evaluate import evaluate
 from tinylora.evaluation.final import format_result, prompt_candidates, random_vectors, verdict
 from tinylora.reporting.metrics import read_jsonl
 from tinylora.training.adapter_file import load_vector
@@ -74,18 +76,19 @@ def test_equal_seeds_give_equal_bits_and_another_seed_does_not(tiny_folder: Path
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "call"),
+    ("owner", "name", "call", "checkpoint_every"),
     [
-        (train_module, "sample_step", 1),
-        (train_module, "grpo_step", 5),
-        (train_module, "_log_samples", 4),
-        (train_module, "_validate", 3),
-        (train_module.MetricsWriter, "log", 8),
-        (RunFolder, "save_checkpoint", 3),  # the step's lines are written, its checkpoint is not
-        (train_module, "save_vector", 1),  # all steps are done
+        (train_module, "grpo_step", 2, 3),  # before the first checkpoint
+        (train_module.MetricsWriter, "log", 5, 1),
+        (train_module, "sample_step", 1, 1),
+        (train_module, "grpo_step", 5, 3),
+        (train_module, "_log_samples", 4, 1),
+        (train_module, "_validate", 3, 3),
+        (train_module.MetricsWriter, "log", 9, 3),
+        (RunFolder, "save_checkpoint", 3, 3),  # the step's lines are written, its checkpoint is not
+        (train_module, "save_vector", 1, 3),  # all steps are done
     ],
 )
-@pytest.mark.parametrize("checkpoint_every", [1, 3])
 def test_resume_after_a_crash_is_as_if_nothing_had_happened(
     tiny_folder: Path,
     tmp_path: Path,
@@ -112,9 +115,10 @@ def test_more_steps_go_on_where_the_run_ended(tiny_folder: Path, tmp_path: Path)
     assert RunFolder.open(short.run).read_config().train.steps == 9
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_kill_9_at_any_instant_loses_nothing(tiny_folder: Path, tmp_path: Path) -> None:
-    """At least 20 real kills, some of them while a checkpoint is being written, over two runs."""
+    """At least 20 real kills, some of them while a checkpoint is being written, and the same run."""
     steps = 40
     whole = start(tiny_folder, tmp_path / "whole", train={"steps": steps})
     slowest = 1.5 * max(0.2, whole.seconds / 4)
@@ -163,10 +167,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         resume(tmp_path, say=quiet)
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_keep_best_and_keep_last(tiny_folder: Path, tmp_path: Path, sign: float) -> None:
+@pytest.mark.parametrize("offset", [0.0, -3.0])
+def test_keep_best_and_keep_last(tiny_folder: Path, tmp_path: Path, offset: float) -> None:
     """With rewards below 0, too: the best one was once looked for above -1."""
-    reward = {"value_only": 3.0 * sign}
+    reward = {"value_only": 1.0, "one": offset}
 
     def run(keep: str) -> TrainResult:
         config = replace(tiny_config(tiny_folder, train={"keep": keep}, eval={"every": 1}), reward=reward)
@@ -181,8 +185,7 @@ def test_keep_best_and_keep_last(tiny_folder: Path, tmp_path: Path, sign: float)
     assert last.v.flatten().tolist() == rows[-1]["v"]
     assert torch.equal(load_vector(best.run)[0], best.v)
     assert torch.equal(load_vector(best.run / "last.safetensors")[0], last.v)
-    if sign < 0:
-        assert max(scores) < 0
+    assert (max(scores) < -1) == (offset < 0)
 
 
 def test_gradient_checkpointing_trains_the_same(tiny_folder: Path, tmp_path: Path) -> None:
@@ -195,6 +198,9 @@ def test_settings_that_cannot_work_leave_no_run_behind(tiny_folder: Path, tmp_pa
     long = ByteTask(prefix="long question " * 20)
     with pytest.raises(UserError, match="context"):
         start(tiny_folder, tmp_path / "runs", task=long)
+    alternative = {"num_test": 1, "prompts": ({"name": "cut", "pattern": "qva([0-3])"},)}  # item 4 does not match
+    with pytest.raises(UserError, match=r"prompt\.pattern .* does not match the question 'qva4'"):
+        start(tiny_folder, tmp_path / "runs", eval=alternative)
     assert not (tmp_path / "runs").exists()
 
 
@@ -240,6 +246,37 @@ def test_the_final_evaluation_writes_what_the_demo_promises(tiny_folder: Path, t
     text = format_result(written)
     assert written["verdict"] in text
     assert written["decoding"] in text
+
+
+def test_the_final_evaluation_gives_each_condition_its_vector(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, Any, float, int]] = []
+
+    def recording(engine: Any, base: Any, task: Any, items: Any, **options: Any) -> Any:
+        v = options["v"]
+        kind = "base" if v is None else "tuned" if v.flatten().tolist() == trained() else "random"
+        if kind == "random":
+            assert float(v.norm()) == pytest.approx(float(np.linalg.norm(trained())), rel=1e-5)
+        seen.append((kind, items[0].question[1:3], options.get("temperature", 0.0), options["max_new_tokens"]))
+        return evaluate(engine, base, task, items, **options)
+
+    def trained() -> list[float]:
+        return list(read_jsonl(only_run(tmp_path / "runs") / "metrics.jsonl"))[-1]["v"]
+
+    monkeypatch.setattr(final_module, "evaluate", recording)
+    settings = {"num_test": 2, "random_vectors": 2}
+    start(tiny_folder, tmp_path / "runs", train={"steps": 1}, eval=settings, generation={"temperature": 0.7})
+    assert seen == [
+        ("base", "te", 0.0, 4),
+        ("tuned", "te", 0.0, 4),
+        ("base", "te", 0.7, 4),
+        ("tuned", "te", 0.7, 4),
+        ("base", "te", 0.0, 16),  # those that were cut off, here all
+        ("base", "va", 0.0, 4),
+        ("random", "te", 0.0, 4),
+        ("random", "te", 0.0, 4),
+    ]
 
 
 def test_a_run_killed_before_its_final_evaluation_makes_it_on_resume(

@@ -34,7 +34,7 @@ STEPS = 10
 
 
 class ByteTask:
-    """value_only is the share of characters with an even code, strict says whether it is at least a half."""
+    """value_only is the share of characters with an even code, strict whether that is a half or more, one is 1."""
 
     name = "bytes"
 
@@ -54,7 +54,7 @@ class ByteTask:
 
     def score(self, item: Item, text: str) -> dict[str, float]:
         share = sum(ord(character) % 2 == 0 for character in text) / max(1, len(text))
-        return {"strict": float(share >= 0.5), "value_only": share}
+        return {"strict": float(share >= 0.5), "value_only": share, "one": 1.0}
 
     def fingerprint(self) -> str:
         return f"{self.prefix} {self.size}"

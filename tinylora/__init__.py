@@ -1,3 +1,35 @@
 """tinylora: fine-tune a language model by training 1 to a few hundred numbers, and prove what that did."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinylora.adapter.attach import attach
+    from tinylora.adapter.config import AdapterConfig
+    from tinylora.errors import UserError
+    from tinylora.models.load import load_base_model
+    from tinylora.training.adapter_file import load_vector
+    from tinylora.training.recipe import load_recipe
+    from tinylora.training.train import resume, train
+
 __version__ = "0.1.0"
+__all__ = ["AdapterConfig", "UserError", "attach", "load_base_model", "load_recipe", "load_vector", "resume", "train"]
+
+_HOMES = {
+    "AdapterConfig": "tinylora.adapter.config",
+    "UserError": "tinylora.errors",
+    "attach": "tinylora.adapter.attach",
+    "load_base_model": "tinylora.models.load",
+    "load_recipe": "tinylora.training.recipe",
+    "load_vector": "tinylora.training.adapter_file",
+    "resume": "tinylora.training.train",
+    "train": "tinylora.training.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up on first use: importing tinylora, as every `tinylora --help` does, must not import torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tinylora' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,6 +1,8 @@
 """Complete items and score them: one record an item, from which every reported number is made."""
 
 import math
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +66,12 @@ def score_completion(base: BaseModel, task: Task, item: Item, completion: Comple
     )
 
 
+def draw_key(item: Item) -> int:
+    """The number that names an item in the random draws: from its id, which is a hash in our own tasks."""
+    digest = item.id if re.fullmatch(r"[0-9a-f]{15,}", item.id) else hashlib.sha256(item.id.encode()).hexdigest()
+    return int(digest[:15], 16)
+
+
 def evaluate(
     engine: TransformersEngine,
     base: BaseModel,
@@ -96,7 +104,7 @@ def evaluate(
                 prompt_ids=encode_prompt(base, (prompt or task.prompt)(item), chat),
                 params=params,
                 num_samples=num_samples,
-                key=int(item.id[:15], 16),
+                key=draw_key(item),
                 v=v,
             )
             for item in part

@@ -106,7 +106,7 @@ def grpo_step(
             )
             if not torch.isfinite(loss):
                 raise UserError(
-                    f"step {step + 1}: the loss is {float(loss)}; v is kept as it was. "
+                    f"step {step + 1}: the loss is {float(loss.detach())}; v is kept as it was. "
                     "Try a smaller optim.lr, or model.dtype = float32"
                 )
             loss.backward()

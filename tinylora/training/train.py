@@ -16,7 +16,7 @@ from tinylora.models.load import encode_prompt
 from tinylora.reporting.metrics import JsonlWriter, Means, MetricsWriter
 from tinylora.reporting.progress import Progress, StepReport
 from tinylora.reporting.trackers import make_trackers
-from tinylora.tasks.base import Task
+from tinylora.tasks.base import Split, Task
 from tinylora.training.adapter_file import BEST, LAST, save_vector
 from tinylora.training.config import RunConfig
 from tinylora.training.grpo import grpo_step, make_optimizer
@@ -128,15 +128,17 @@ def resume(
 
 
 def _check(bench: Workbench) -> None:
-    assert bench.task is not None
-    items = bench.task.items("train")
-    bench.task.items("validation")
-    if bench.config.eval.num_test:
-        bench.task.items("test")
-    prompt_candidates(bench.config)
-    # A prompt that does not fit is found now, not in the middle of the night.
-    for item in items[:64]:
-        encode_prompt(bench.base, bench.task.prompt(item), bench.config.prompt.chat)
+    task, config = bench.task, bench.config
+    assert task is not None
+    candidates = list(prompt_candidates(config).values())[1:]
+    # A pattern that does not match or a prompt that does not fit is found now, not in the middle of the night.
+    splits: tuple[Split, ...] = ("train", "validation", "test") if config.eval.num_test else ("train", "validation")
+    for split in splits:
+        for index, item in enumerate(task.items(split)):
+            for prompt in [task.prompt, *(candidates if split != "train" else [])]:
+                messages = prompt(item)
+                if index < 64:
+                    encode_prompt(bench.base, messages, config.prompt.chat)
 
 
 def _fingerprint(task: Task) -> str:
@@ -242,7 +244,7 @@ def _announce(bench: Workbench, folder: RunFolder, say: Say) -> None:
 
 
 def _probe_rows(bench: Workbench) -> list[Row]:
-    """Prompts of the first train items with the base model's own greedy answers: fixed tokens for the liveness probe."""
+    """The first train prompts with the base model's own greedy answers: fixed tokens for the liveness probe."""
     from tinylora.generation.types import Request, SamplingParams
 
     assert bench.task is not None
