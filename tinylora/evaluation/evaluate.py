@@ -1,7 +1,7 @@
 """Complete items and score them: one record an item, from which every reported number is made."""
 
-import math
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
