@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_run import ByteTask, quiet, tiny_config
 
-from tinylora.evaluation.evaluate import correct, evaluate, mean, score_completion
+from tinylora.evaluation.evaluate import correct, draw_key, evaluate, mean, score_completion
 from tinylora.generation.types import Completion
 from tinylora.tasks.base import Item, Message, ScorerError
 from tinylora.workbench import Workbench, open_workbench
@@ -107,3 +107,10 @@ def test_another_prompt_replaces_the_tasks_own(bench: Workbench) -> None:
     )
     assert asked == [item.question for item in items]
     assert [r.text for r in own] != [r.text for r in other]
+
+
+def test_any_item_id_names_its_draws() -> None:
+    hashed = Item(id="00000000000000ffdeadbeef", question="q", answer="a")
+    named = [Item(id=name, question="q", answer="a") for name in ("item-1", "item-2")]
+    assert draw_key(hashed) == 0xF  # the first 15 hex digits: what recorded runs were drawn with
+    assert len({draw_key(item) for item in named}) == 2 and all(0 <= draw_key(item) < 2**60 for item in named)
