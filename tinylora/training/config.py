@@ -155,7 +155,7 @@ class GrpoConfig:
 class OptimConfig:
     """Adam on v."""
 
-    lr: float = 1e-2
+    lr: float = 4e-3
     """Adam's learning rate."""
     beta1: float = 0.9
     beta2: float = 0.99
