@@ -190,7 +190,7 @@ def verdict(result: dict[str, Any]) -> str:
     numbers = result["trained_numbers"]
     if primary["p_value"] >= 0.05:
         return (
-            f"No gain shown: training {numbers} numbers changed the primary measure by {span}, which chance can explain."
+            f"No gain shown: training {numbers} numbers changed the primary measure by {span}; chance can explain that."
         )
     if primary["difference"] < 0:
         return f"Training {numbers} numbers made the model worse on the primary measure: {span}."
