@@ -155,7 +155,7 @@ def test_set_changes_one_setting(tmp_path: Path, override: str, key: str, value:
         ("optim..lr=3", ["section.key=value"]),
         ("optim.rate=3", ["unknown key 'rate'", "[optim]", "allowed: lr"]),
         ("optm.lr=3", ["unknown section 'optm'", "did you mean 'optim'"]),
-        ("optim.lr.x=3", ["optim.lr is not a table", "0.01"]),
+        ("optim.lr.x=3", ["optim.lr is not a table", "0.004"]),
         ("optim=3", ["optim is a section"]),
         ("train.steps=ten", ["train.steps must be a whole number", "'ten'"]),
         ("train.steps=[1", ["train.steps must be a whole number", "'[1'"]),
@@ -307,7 +307,7 @@ def test_diff_names_each_changed_setting() -> None:
         ("task.options.n", None, 2),
         ("reward.strict", 1.0, None),
         ("reward.value_only", None, 1.0),
-        ("optim.lr", 0.01, 0.5),
+        ("optim.lr", 0.004, 0.5),
         ("log.trackers", [], ["wandb"]),
     ]
 
@@ -315,7 +315,7 @@ def test_diff_names_each_changed_setting() -> None:
 def test_help_has_a_row_for_every_setting() -> None:
     rows = {row.key: row for row in describe_fields()}
     assert rows["optim.lr"].help == "Adam's learning rate."
-    assert rows["optim.lr"].default == "0.01"
+    assert rows["optim.lr"].default == "0.004"
     assert rows["model.device"].type == "one of auto, cpu, cuda, mps"
     assert rows["reward"].default == "{strict = 1.0}"
     assert rows["adapter.rank"].help.startswith("Singular directions")
