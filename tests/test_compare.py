@@ -121,6 +121,14 @@ def test_both_reply_to_the_same_prompt(bench: Workbench) -> None:
     assert zero.base == reply_pair(bench, v, "3 + 4", max_new_tokens=8, temperature=1.0, seed=5).base
 
 
+def test_a_line_that_the_pattern_does_not_match_is_taken_as_it_is(bench: Workbench) -> None:
+    v = torch.full((bench.adapter.num_groups, 1), 0.3)
+    bench.config = replace(bench.config, prompt=PromptConfig(pattern=r"problem: (.*)$"))
+    typed = reply_pair(bench, v, "3 + 4", max_new_tokens=8)
+    question = reply_pair(bench, v, "Solve this problem: 3 + 4", max_new_tokens=8)
+    assert (typed.base, typed.adapted) == (question.base, question.adapted)
+
+
 def test_the_recipe_prompt_is_used_unless_plain(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.config = replace(bench.config, prompt=PromptConfig(system="zzzz", template="Q: {question}"))
     prompts: list[str] = []

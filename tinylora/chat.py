@@ -4,8 +4,9 @@ Every line stands alone, so that both always answer the very same prompt: the on
 examples, template), or the plain line.
 """
 
+import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -48,8 +49,12 @@ def reply_pair(
 
     Raises: UserError for a prompt that does not fit, a temperature below 0, or v of a wrong shape.
     """
+    settings = bench.config.prompt
+    if settings.pattern and not re.search(settings.pattern, line):
+        # The pattern cuts a task's questions down to what the model is shown; a person types just that.
+        settings = replace(settings, pattern="")
     messages: list[Message]
-    messages = [{"role": "user", "content": line}] if plain else Prompt(bench.config.prompt).messages(line)
+    messages = [{"role": "user", "content": line}] if plain else Prompt(settings).messages(line)
     ids = encode_prompt(bench.base, messages, bench.config.prompt.chat)
     params = SamplingParams(
         temperature=temperature, max_new_tokens=max_new_tokens, stop_token_ids=bench.base.stop_token_ids, seed=seed
