@@ -508,7 +508,7 @@ def test_full_disk_leaves_no_half_made_folder(tmp_path: Path, monkeypatch: pytes
 def test_steps_and_logging_may_change_on_resume() -> None:
     config = resume_config(RunConfig(), ["train.steps=300", "log.checkpoint_every=5", 'log.trackers=["wandb"]'])
     assert (config.train.steps, config.log.checkpoint_every, config.log.trackers) == (300, 5, ("wandb",))
-    assert resume_config(RunConfig(), ["optim.lr=0.01"]) == RunConfig()  # no change is no harm
+    assert resume_config(RunConfig(), ["optim.lr=0.004"]) == RunConfig()  # no change is no harm
 
 
 def test_other_changes_on_resume_are_listed() -> None:
@@ -516,7 +516,7 @@ def test_other_changes_on_resume_are_listed() -> None:
         resume_config(RunConfig(), ["train.steps=300", "optim.lr=0.5", "eval.every=1", "task.options.max_terms=2"])
     message = str(caught.value)
     for part in (
-        "optim.lr (0.01 to 0.5)",
+        "optim.lr (0.004 to 0.5)",
         "eval.every (10 to 1)",
         "task.options.max_terms (None to 2)",
         "start a new run",
