@@ -21,7 +21,7 @@ from tinylora.evaluation.statistics import paired_result, wilson_interval
 from tinylora.tasks.base import Item, Message
 from tinylora.tasks.prompt import Prompt
 from tinylora.training.config import RunConfig
-from tinylora.training.run_folder import _write_atomically
+from tinylora.training.run_folder import write_atomically
 from tinylora.workbench import Say, Workbench
 
 BUDGET_FACTOR = 4
@@ -142,7 +142,7 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
             for record in results:
                 lines.write(json.dumps({"condition": name, **asdict(record)}) + "\n")
     # Last and atomically: a run that has a result.json has a whole one.
-    _write_atomically(run / "result.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_atomically(run / "result.json", (json.dumps(report, indent=2) + "\n").encode())
     return report
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.training.config import RunConfig
-from tinylora.training.recipe import dump_config, load_recipe
-from tinylora.training.run_folder import _write_atomically
+from tinylora.training.recipe import dump_config, parse_recipe
+from tinylora.training.run_folder import write_atomically
 
 BEST, LAST = "adapter.safetensors", "last.safetensors"
 
@@ -20,7 +20,7 @@ BEST, LAST = "adapter.safetensors", "last.safetensors"
 def save_vector(path: Path, v: Tensor, config: RunConfig, facts: Mapping[str, object] | None = None) -> None:
     """Write v (groups, u) float32 and the run's settings, atomically."""
     metadata = {"format": "tinylora-vector-1", "config": dump_config(config), "facts": json.dumps(dict(facts or {}))}
-    _write_atomically(path, save({"v": v.detach().to("cpu", torch.float32).contiguous()}, metadata))
+    write_atomically(path, save({"v": v.detach().to("cpu", torch.float32).contiguous()}, metadata))
 
 
 def load_vector(path: Path) -> tuple[Tensor, RunConfig]:
@@ -39,14 +39,4 @@ def load_vector(path: Path) -> tuple[Tensor, RunConfig]:
             v = handle.get_tensor("v")
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}); restore it, or resume the run that wrote it") from error
-    return v, load_recipe_text(metadata["config"])
-
-
-def load_recipe_text(text: str) -> RunConfig:
-    """A resolved config from its TOML text."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.toml"
-        path.write_text(text, encoding="utf-8")
-        return load_recipe(str(path))
+    return v, parse_recipe(metadata["config"], str(file))

@@ -33,13 +33,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = _find(name_or_path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from error
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
+    return apply_overrides(parse_recipe(text, str(path)), overrides)
+
+
+def parse_recipe(text: str, source: str) -> RunConfig:
+    """Settings from TOML text; `source` names it in errors. Raises: UserError as `load_recipe` does."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {source} is not TOML: {error}") from error
     config: RunConfig = _build(RunConfig, table, "")
-    return apply_overrides(config, overrides)
+    return config
 
 
 def _find(name_or_path: str) -> Path:

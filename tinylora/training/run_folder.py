@@ -99,7 +99,7 @@ class RunFolder:
         try:
             with _disk(path):
                 folder.checkpoint_dir.mkdir()
-                _write_atomically(folder.environment_path, (json.dumps(environment, indent=2) + "\n").encode())
+                write_atomically(folder.environment_path, (json.dumps(environment, indent=2) + "\n").encode())
             folder.write_config(config)  # last: a folder with a config is a whole one
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
@@ -124,7 +124,7 @@ class RunFolder:
         from tinylora.training.recipe import dump_config
 
         with _disk(self.path):
-            _write_atomically(self.config_path, dump_config(config).encode())
+            write_atomically(self.config_path, dump_config(config).encode())
 
     def read_environment(self) -> dict[str, Any]:
         """Machine and versions that the run was started with."""
@@ -191,7 +191,7 @@ class RunFolder:
             files = self._checkpoints()
             number = _number(files[0]) + 1 if files else 1
             path = self.checkpoint_dir / f"state-{number:08d}.safetensors"
-            _write_atomically(path, data)
+            write_atomically(path, data)
             for old in files[1:]:
                 old.unlink(missing_ok=True)
             for leftover in self.checkpoint_dir.glob("*.tmp"):
@@ -340,7 +340,7 @@ def _disk(path: Path) -> Iterator[None]:
             raise UserError(f"cannot write in {path} ({error.strerror}); choose another folder") from error
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """After a kill or a power cut at any instant `path` holds the old bytes or the new ones, never a part of either."""
     temporary = path.with_name(path.name + ".tmp")
     try:

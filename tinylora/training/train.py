@@ -181,7 +181,6 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
                     record |= {f"liveness_{key}": value for key, value in asdict(probe).items()}
                 saved = None
             rollouts = sample_step(bench, state.order, v.detach().clone())
-            _refuse_stopped_adapter(rollouts)
             record |= _rollout_metrics(rollouts, bench)
             record |= grpo_step(learner, rollouts.groups, v, state.optimizer, config, state.step)
             state.step += 1
@@ -257,11 +256,6 @@ def _probe_rows(bench: Workbench) -> list[Row]:
         [Request(prompt_ids=p, params=SamplingParams(temperature=0.0, max_new_tokens=budget)) for p in prompts]
     )
     return [Row(c.request_index, prompts[c.request_index], c.token_ids) for c in completions]
-
-
-def _refuse_stopped_adapter(rollouts: Rollouts) -> None:
-    if not rollouts.sampled:
-        raise UserError("no prompt was sampled; grpo.prompts_per_step must be at least 1")
 
 
 def _is_validation_step(step: int, config: RunConfig) -> bool:
