@@ -19,7 +19,7 @@ from tinylora.cli import app
 from tinylora.training.adapter_file import save_vector
 from tinylora.training.config import GenerationConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 
-VERBS = ("train", "eval", "chat", "inspect", "cache", "recipes")
+VERBS = ("train", "eval", "chat", "inspect", "bench", "cache", "recipes")
 
 
 def tinylora_(*args: str, input: str | None = None) -> Any:

@@ -1,9 +1,9 @@
-"""The engine on the real embedded model: greedy tokens are those of transformers, near-ties aside."""
+"""The engines on the real embedded model: greedy tokens are those of transformers, near-ties aside."""
 
 import pytest
 import torch
+from engine_conformance import BACKENDS, make_engine
 
-from tinylora.generation.transformers_backend import TransformersEngine
 from tinylora.generation.types import Request, SamplingParams
 from tinylora.models.load import BaseModel
 
@@ -38,7 +38,8 @@ QUESTIONS = [
 ]
 
 
-def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(smollm2: BaseModel) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(smollm2: BaseModel, backend: str) -> None:
     tokenizer, model = smollm2.tokenizer, smollm2.model
     chats = [
         tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True)
@@ -46,7 +47,7 @@ def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(smollm2: Base
     ]
     prompts = [tuple(tokenizer(text).input_ids) for text in TEXTS + chats]
     assert len(prompts) == 20
-    engine = TransformersEngine(model, context_length=smollm2.context_length)
+    engine = make_engine(backend, model, context_length=smollm2.context_length)
     params = SamplingParams(temperature=0.0, max_new_tokens=NEW_TOKENS, stop_token_ids=smollm2.stop_token_ids)
     found = engine.generate([Request(prompt_ids=prompt, params=params) for prompt in prompts])
 

@@ -19,10 +19,14 @@ from tinylora.adapter.attach import adapted_paths, attach, linear_maps, output_h
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.grouping import canonical_order, module_type, tie_groups
 from tinylora.errors import UserError
+from tinylora.generation.engine import Backend, make_engine
+from tinylora.generation.types import Request, SamplingParams
+from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.device import available_threads, resolve_device, resolve_dtype
 from tinylora.models.quiet import quiet
 from tinylora.reporting.progress import format_duration
 from tinylora.training.config import ModelConfig, RunConfig
+from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS, activation_bytes
 
 if TYPE_CHECKING:
     from tinylora.workbench import Workbench
@@ -259,8 +263,10 @@ def memory_estimate(
 ) -> Memory:
     """Bytes for training with this config. `shapes`: (out, in) of every adapted module; `itemsize`: of the weights.
 
-    Activations, per token of a micro-batch: per block 12 values of the hidden size and 4 of the MLP's (once per model
-    plus one per block with gradient checkpointing), and logits three times in float32 (logits, log-probs, gradient).
+    Weights count twice where the native engine packs a copy of them. Activations are those of one micro-batch, by
+    `training/memory.py`; for a model that the packed learner does not cover, per token: per block 12 values of the
+    hidden size and 4 of the MLP's (once per model plus one per block with gradient checkpointing), and logits three
+    times in float32 (logits, log-probs, gradient).
     """
     base: Any = model
     text: Any = base.config.get_text_config()
@@ -272,13 +278,25 @@ def memory_estimate(
     length = prompt_tokens + config.generation.max_new_tokens
     block = 12 * hidden + 4 * inner
     kept = block + layers * hidden if config.train.gradient_checkpointing else layers * block
-    tokens = max(config.train.micro_batch_tokens, length)
+    checkpointing = config.train.gradient_checkpointing
+    copies = 1
+    try:
+        architecture = describe(base)
+    except Unsupported:
+        tokens = max(config.train.micro_batch_tokens or FALLBACK_MICRO_BATCH_TOKENS, length)
+        activations = tokens * (kept * itemsize + 3 * 4 * text.vocab_size)
+    else:
+        need = activation_bytes(architecture, checkpointing, resolve_device(config.model.device).type)
+        budget = int(config.train.memory_budget_gib * 2**30)
+        tokens = config.train.micro_batch_tokens or max(0, budget - need.fixed) // need.a_token
+        activations = need.fixed + need.a_token * max(tokens, length)
+        copies += config.generation.backend == "native" and resolve_device(config.model.device).type == "cpu"
     rank, u = config.adapter.rank, config.adapter.u
     return Memory(
-        weights=num_parameters(model) * itemsize,
+        weights=copies * num_parameters(model) * itemsize,
         adapter_factors=sum(4 * (rank * (o + i) + u * rank * rank) for o, i in shapes),
         kv_cache=rows * length * 2 * layers * kv_heads * head_dim * itemsize,
-        activations=tokens * (kept * itemsize + 3 * 4 * text.vocab_size),
+        activations=activations,
     )
 
 
@@ -305,21 +323,25 @@ def _synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def measure_speed(model: Any, rows: int, *, scale: float = 1.0, measured_on: str) -> Speed:
-    """Time a forward pass of 256 tokens and a decoding step of `rows` rows; `scale` is the whole model's work over this
-    model's. The cost of long contexts is left out."""
+def measure_speed(model: Any, rows: int, *, scale: float = 1.0, measured_on: str, backend: Backend = "native") -> Speed:
+    """Time a forward pass of 256 tokens and a decoding step of `rows` rows of the engine that would sample; `scale` is
+    the whole model's work over this model's. The cost of long contexts is left out."""
     device = next(model.parameters()).device
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(CALIBRATION_TOKENS, device=device) % vocabulary
-    step_ids = ids[:1].expand(rows, 1).contiguous()
-    last = torch.tensor([0], device=device)
+    engine = make_engine(
+        model, backend=backend, context_length=CALIBRATION_TOKENS, max_batch_rows=rows, say=lambda text: None
+    )
+
+    def decode(new_tokens: int) -> float:
+        params = SamplingParams(max_new_tokens=new_tokens)
+        request = Request(prompt_ids=tuple(ids[:8].tolist()), params=params, num_samples=rows)
+        return _timed(lambda: engine.generate([request]), device, 3)
+
     with torch.inference_mode():
         forward = _timed(lambda: model(input_ids=ids.unsqueeze(0), use_cache=False), device, 2)
-        cache = model(input_ids=ids[:8].expand(rows, 8), use_cache=True).past_key_values
-        # Each call adds a token to the cache; a few tokens more make no difference to the time.
-        step = _timed(
-            lambda: model(input_ids=step_ids, past_key_values=cache, use_cache=True, logits_to_keep=last), device, 3
-        )
+    few, many = 2, 10
+    step = max(decode(many) - decode(few), 1e-9) / (many - few)
     return Speed(
         forward_tokens_per_second=CALIBRATION_TOKENS / (forward * scale),
         decode_tokens_per_second=rows / (step * scale),
@@ -358,6 +380,7 @@ def measure_block(model: nn.Module, config: RunConfig) -> Speed:
             _rows(config),
             scale=(whole + vocabulary_work) / part,
             measured_on="one block with random weights of the model's shape",
+            backend=config.generation.backend,
         )
     finally:
         del block
@@ -434,6 +457,7 @@ def make_plan(config: RunConfig, speed: Speed, prompt_tokens: int, prompt_tokens
 def inspect_shapes(config: RunConfig, say: Say) -> tuple[Inspection, Speed, Plan]:
     """Everything that can be said without weights; what `train --dry-run` prints."""
     model, source = shape_model(config.model)
+    model.to(resolve_dtype(config.model.dtype, resolve_device(config.model.device)))
     prompt_tokens, how = prompt_length(config)
     found = inspect_model(model, config, source, prompt_tokens=prompt_tokens)
     say("timing one block of this shape here ...")
@@ -447,7 +471,9 @@ def inspect_weights(bench: "Workbench", say: Say) -> tuple[Inspection, Speed, Pl
     prompt_tokens, how = prompt_length(config)
     found = inspect_model(bench.base.model, config, "its weights", bench.adapter.excluded, prompt_tokens)
     say("timing the model here ...")
-    speed = measure_speed(bench.base.model, _rows(config), measured_on="the model itself")
+    speed = measure_speed(
+        bench.base.model, _rows(config), measured_on="the model itself", backend=config.generation.backend
+    )
     return found, speed, make_plan(config, speed, prompt_tokens, how)
 
 

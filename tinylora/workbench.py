@@ -5,15 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from transformers import PreTrainedModel
 
 from tinylora.adapter.attach import AttachedAdapter, attach
-from tinylora.generation.transformers_backend import TransformersEngine
+from tinylora.generation.engine import Engine, make_engine
+from tinylora.models.architecture import Unsupported, describe
+from tinylora.models.busy import warn_if_busy
 from tinylora.models.device import available_threads
 from tinylora.models.load import BaseModel, load_base_model
 from tinylora.paths import cache_dir
 from tinylora.tasks.base import Task
 from tinylora.tasks.build import build_task
-from tinylora.training.config import RunConfig
+from tinylora.training.config import RunConfig, TrainConfig
+from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS, micro_batch_tokens_for
 
 Say = Callable[[str], None]
 
@@ -30,7 +34,7 @@ class Workbench:
     config: RunConfig
     base: BaseModel
     adapter: AttachedAdapter
-    engine: TransformersEngine
+    engine: Engine
     task: Task | None
 
 
@@ -41,12 +45,28 @@ def set_threads(num_threads: int) -> int:
     return threads
 
 
+def resolve_micro_batch(model: PreTrainedModel, train: TrainConfig) -> int:
+    """Tokens of a micro-batch: as the config says, else what its memory budget holds; 4,096 for a model whose memory
+    cannot be told beforehand.
+
+    Raises: UserError if the budget does not hold even one token.
+    """
+    if train.micro_batch_tokens:
+        return train.micro_batch_tokens
+    try:
+        architecture = describe(model)
+    except Unsupported:
+        return FALLBACK_MICRO_BATCH_TOKENS
+    return micro_batch_tokens_for(int(train.memory_budget_gib * 2**30), architecture, train.gradient_checkpointing)
+
+
 def open_workbench(
     config: RunConfig, *, task: bool | Task = True, say: Say = say_to_stderr, base: BaseModel | None = None
 ) -> Workbench:
     """Load the model, set the threads, attach v = 0 with the cached basis, build the task and the engine.
 
-    Whatever "auto" stood for (device, dtype, threads, revision) is resolved in the returned config.
+    Whatever "auto" stood for (device, dtype, threads, revision) and the engine that serves the model are resolved in
+    the returned config.
     """
     threads = set_threads(config.train.num_threads)
     built = build_task(config.task, config.prompt) if task is True else (task or None)
@@ -59,17 +79,22 @@ def open_workbench(
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
         )
+    if base.device.type == "cpu":
+        warn_if_busy(threads, say)
     adapter = attach(base.model, config.adapter, cache_dir=cache_dir(), source=list(base.files) or None)
     if adapter.excluded:
         say(
             f"{len(adapter.excluded)} modules left out: " + "; ".join(f"{k} ({v})" for k, v in adapter.excluded.items())
         )
-    engine = TransformersEngine(
+    engine = make_engine(
         base.model,
+        backend=config.generation.backend,
         context_length=base.context_length,
         pad_token_id=base.pad_token_id,
         adapter=adapter,
         max_batch_rows=config.generation.max_batch_rows,
+        kv_budget_bytes=int(config.generation.kv_budget_gib * 2**30),
+        say=say,
     )
     resolved = replace(
         config,
@@ -79,6 +104,9 @@ def open_workbench(
             dtype="bfloat16" if base.dtype == torch.bfloat16 else "float32",
             revision=base.revision or config.model.revision,
         ),
-        train=replace(config.train, num_threads=threads),
+        generation=replace(config.generation, backend=engine.name),  # type: ignore[arg-type]
+        train=replace(
+            config.train, num_threads=threads, micro_batch_tokens=resolve_micro_batch(base.model, config.train)
+        ),
     )
     return Workbench(resolved, base, adapter, engine, built)

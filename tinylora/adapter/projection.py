@@ -81,46 +81,13 @@ def projection(seed: int, path: str, u: int, rank: int) -> Float64Array:
     return scaled.reshape(u, rank, rank)
 
 
-def draw_uniform(seed: int, key: int, sample: int, position: int) -> float:
-    """One number in [0, 1) for token sampling: a pure function of its four arguments, equal to `draw_uniforms`.
-
-    seed and key: at least 0 and below 2^64; sample and position: at least 0 and below 2^32.
-    Raises: ValueError otherwise.
-    """
-    if not (0 <= seed < 2**64 and 0 <= key < 2**64 and 0 <= sample < 2**32 and 0 <= position < 2**32):
-        raise ValueError(f"seed {seed}, key {key}, sample {sample} or position {position} is out of range")
-    c0, c1, c2, c3 = position, sample, key & _MASK, key >> 32
-    k0, k1 = seed & _MASK, seed >> 32
-    for _ in range(_ROUNDS):
-        product_0, product_1 = _MULTIPLIER_0 * c0, _MULTIPLIER_1 * c2
-        c0, c1, c2, c3 = (
-            (product_1 >> 32) ^ c1 ^ k0,
-            product_1 & _MASK,
-            (product_0 >> 32) ^ c3 ^ k1,
-            product_0 & _MASK,
-        )
-        k0, k1 = (k0 + _WEYL_0) & _MASK, (k1 + _WEYL_1) & _MASK
-    return (((c0 >> 5) << 26) + (c1 >> 6)) / 2.0**53
-
-
-def draw_uniforms(seeds: ArrayLike, keys: ArrayLike, samples: ArrayLike, positions: ArrayLike) -> Float64Array:
-    """`draw_uniform` over integer arrays that broadcast against each other.
-
-    Raises: ValueError if one is out of range or no integer.
-    """
-    seed, key = _unsigned("seeds", seeds, 64), _unsigned("keys", keys, 64)
-    sample, position = _unsigned("samples", samples, 32), _unsigned("positions", positions, 32)
-    mask, shift = np.uint64(_MASK), np.uint64(32)
-    words = philox4x32((position, sample, key & mask, key >> shift), (seed & mask, seed >> shift))
-    return _join(words[0], words[1]).astype(np.float64) / 2.0**53
-
-
 def _join(high: Uint64Array, low: Uint64Array) -> Uint64Array:
     """53 bits of two 32-bit words."""
     return ((high >> np.uint64(5)) << np.uint64(26)) + (low >> np.uint64(6))
 
 
-def _unsigned(name: str, values: ArrayLike, bits: int) -> Uint64Array:
+def as_unsigned(name: str, values: ArrayLike, bits: int) -> Uint64Array:
+    """Integers as uint64. Raises: ValueError if one is no integer, below 0, or not below 2^bits."""
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.uint64)

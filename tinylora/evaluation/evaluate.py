@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from tinylora.errors import UserError
-from tinylora.generation.transformers_backend import TransformersEngine
+from tinylora.generation.engine import Engine
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.models.load import BaseModel, encode_prompt
 from tinylora.tasks.base import Item, Message, ScorerError, Task
@@ -73,7 +73,7 @@ def draw_key(item: Item) -> int:
 
 
 def evaluate(
-    engine: TransformersEngine,
+    engine: Engine,
     base: BaseModel,
     task: Task,
     items: Sequence[Item],

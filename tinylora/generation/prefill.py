@@ -4,6 +4,8 @@ What all prompts of a batch begin with (a system prompt, few-shot examples) is c
 values are expanded to the batch; then what is left of each prompt, padded on the left.
 """
 
+import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +35,16 @@ class Prefilled:
         self.logits, self.mask, self.position = self.logits[index], self.mask[index], self.position[index]
 
 
+@functools.cache
+def _cache_name(model_class: type[PreTrainedModel]) -> str:
+    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+
+
+def with_cache(model: PreTrainedModel, cache: DynamicCache) -> dict[str, object]:
+    """The arguments of a forward pass that reads and extends a cache: transformers 5.24 renamed one of them."""
+    return {_cache_name(type(model)): cache, "use_cache": True}
+
+
 def common_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
     """Tokens that all prompts begin with, at most the shortest one's length less one."""
     first, last = min(prompts), max(prompts)
@@ -51,7 +63,7 @@ def prefill(
     if shared:
         head = torch.tensor([prompts[0][:shared]], device=device)
         keep = torch.tensor([shared - 1], device=device)
-        model(input_ids=head, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+        model(input_ids=head, logits_to_keep=keep, **with_cache(model, cache))
         cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
     width = max(map(len, prompts)) - shared
     ids = torch.full((len(prompts), width), pad_token_id)
@@ -68,8 +80,7 @@ def prefill(
         input_ids=ids.to(device),
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
         logits_to_keep=torch.tensor([width - 1], device=device),
+        **with_cache(model, cache),
     ).logits
     return Prefilled(cache, logits[:, -1], mask, positions[:, -1])

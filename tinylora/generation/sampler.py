@@ -1,63 +1,247 @@
-"""From logits to one token a row: greedy, or by inverting the cumulative distribution at a counter-based uniform.
+"""From logits to one token a row: greedy, or the largest of log-probabilities with counter-based noise.
 
-No noise tensor the size of the vocabulary is drawn: a row costs one uniform number, and which one it is depends only on
-(seed, request key, sample, position), so a completion does not depend on what else is in the batch.
+No noise tensor the size of the vocabulary is drawn: first a block of 256 tokens is drawn by the blocks' sums, then a
+token in it, both by Gumbel noise that depends only on (seed, request key, sample, position, token), so a completion
+does not depend on what else is in the batch. On the CPU, rows are taken a few at a time through one buffer that stays
+in the cache: copied, shifted by their maximum, exponentiated and summed by blocks there; everything after that touches
+one block of a row.
+Leaves out: processors that transformers has beyond those of `SamplingParams`.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper
 
-from tinylora.errors import UserError
+from tinylora.generation.noise import Uint64Array, draw_state, gumbel_noise
+from tinylora.generation.sequences import Sequence
+from tinylora.generation.types import SamplingParams
 
 BLOCK = 256
+CHUNK = 1 << 18
+"""Numbers of float32 that the buffer holds on the CPU: 1 MB, at least one row."""
+NUCLEUS = 1024
+"""Most probable tokens among which the end of top_p's set is looked for first: sorting all takes 15 times as long."""
 
 
-def invert_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """Smallest token whose cumulative probability exceeds uniform times the row's total.
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The next token of every row."""
 
-    Shapes: probs (rows, vocabulary) float32, not necessarily normalised; uniform (rows,) float64 in [0, 1) -> token
-    ids (rows,) int64. Sums run over blocks of 256 in float64, so that a vocabulary of 150,000 loses nothing; a token of
-    probability 0 is never returned.
+    tokens: Tensor
+    """(rows,) int64, on the logits' device; 0 where the logits are not finite."""
+    token_ids: list[int]
+    """The same numbers on the host."""
+    logprobs: list[float]
+    """Under the model at the row's temperature (at 1 when greedy)."""
+    sampling_logprobs: list[float]
+    """Under the distribution really drawn from."""
+    finite: list[bool]
+    """Whether the row has a distribution; where not, its sequence has an error and must not be appended to."""
+
+
+@torch.no_grad()
+def draw_tokens(logits: Tensor, sequences: list[Sequence]) -> Drawn:
+    """Draw the next token of every sequence, or take its forced one; sequences that have finished are not to be given.
+
+    Shapes: logits (rows, vocabulary), any float dtype, left as they are; one sequence a row. A row whose logits hold a
+    NaN or +inf, or nothing but -inf, sets its sequence's `error`; the other rows are not touched by it.
     """
-    rows, vocabulary = probs.shape
-    padded = torch.nn.functional.pad(probs, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
-    block_cdf = padded.sum(-1, dtype=torch.float64).cumsum(-1)
-    target = (uniform * block_cdf[:, -1]).unsqueeze(-1)
-    block = torch.searchsorted(block_cdf, target, right=True).clamp_max(block_cdf.shape[1] - 1)
-    before = torch.where(block > 0, block_cdf.gather(1, (block - 1).clamp_min(0)), 0.0)
-    chosen = padded[torch.arange(rows, device=probs.device), block.squeeze(-1)].double()
-    within = torch.searchsorted(chosen.cumsum(-1), target - before, right=True)
-    # Rounding can put the target a hair past the block's end: then its last token of positive probability is meant.
-    positions = torch.arange(BLOCK, device=probs.device).expand(rows, -1)
-    last = torch.where(chosen > 0, positions, 0).amax(-1, keepdim=True)
-    return (block * BLOCK + torch.minimum(within, last)).squeeze(-1)
+    rows = len(sequences)
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        groups.setdefault(_settings(sequence.request.params), []).append(i)
+    # One transfer to the host for all that it needs: token, two log-probs and a flag, exact in float64.
+    drawn = torch.zeros((4, rows), dtype=torch.float64, device=logits.device)
+    for members in _parts(groups, sequences, logits):
+        if len(members) == rows:
+            drawn = _draw_group(logits, sequences)
+        else:
+            index = torch.tensor(members, device=logits.device)
+            drawn[:, index] = _draw_group(logits[index], [sequences[i] for i in members])
+    token_ids, logprobs, sampling_logprobs, finite = drawn.tolist()
+    for sequence, good in zip(sequences, finite, strict=True):
+        if not good:
+            sequence.error = (
+                f"the model gave non-finite logits for token {len(sequence.token_ids)} of sample "
+                f"{sequence.sample_index}; try --set model.dtype=float32, or a smaller optim.lr if this happened "
+                "during training"
+            )
+    return Drawn(
+        drawn[0].long(), [int(token) for token in token_ids], logprobs, sampling_logprobs, [bool(f) for f in finite]
+    )
 
 
-def sample(
-    logits: Tensor, temperature: float, uniform: Tensor | None, forced: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-probability at the temperature (at 1 when greedy).
+def _parts(
+    groups: dict[tuple[object, ...], list[int]], sequences: list[Sequence], logits: Tensor
+) -> Iterator[list[int]]:
+    """Rows to take together: those of like settings, on the CPU only as many as stay in the cache if processed."""
+    for members in groups.values():
+        plain = sequences[members[0]].request.params.is_plain
+        size = len(members) if plain or logits.device.type != "cpu" else max(1, 4 * CHUNK // logits.shape[1])
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
 
-    Shapes: logits (rows, vocabulary), any float dtype; uniform (rows,) float64, None when temperature is 0; forced
-    (rows,) int64, tokens to take instead of drawing, -1 for none.
-    Returns token ids (rows,) int64 and log-probs (rows,) float32.
-    Raises: UserError if a logit is not finite in a way that leaves no distribution (NaN or +inf).
+
+def _settings(params: SamplingParams) -> tuple[object, ...]:
+    return (
+        params.temperature,
+        params.top_k,
+        params.top_p,
+        params.min_p,
+        params.repetition_penalty,
+        params.logit_bias,
+    )
+
+
+def _draw_group(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    """Rows of like settings: token, logprob, sampling_logprob and whether finite, (4, rows) float64."""
+    params = sequences[0].request.params
+    state = _state(sequences) if params.temperature > 0 else None
+    temperature = params.temperature or 1.0
+    sums = block_sums(logits, temperature)
+    if params.is_plain:
+        scores, own_temperature, own_sums = logits, temperature, sums
+    else:
+        scores, own_temperature = process(logits, sequences, params), 1.0
+        own_sums = block_sums(scores, 1.0)
+    tokens = own_sums.argmax(scores) if state is None else _sample(scores, own_temperature, own_sums, state)
+    if any(sequence.request.forced_ids for sequence in sequences):
+        forced = torch.tensor([sequence.forced_token() for sequence in sequences], device=logits.device)
+        tokens = torch.where(forced >= 0, forced, tokens)
+    finite = (torch.isfinite(sums.top) & torch.isfinite(own_sums.top)).squeeze(-1)
+    tokens = torch.where(finite, tokens, 0)
+    logprob = sums.logprob(logits, tokens, temperature)
+    sampling_logprob = logprob if params.is_plain else own_sums.logprob(scores, tokens, own_temperature)
+    return torch.stack([tokens.double(), logprob, sampling_logprob, finite.double()])
+
+
+def _state(sequences: list[Sequence]) -> Uint64Array:
+    return draw_state(
+        [sequence.request.params.seed for sequence in sequences],
+        [sequence.request.key for sequence in sequences],
+        [sequence.sample_index for sequence in sequences],
+        [len(sequence.token_ids) for sequence in sequences],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSums:
+    """softmax, summed over blocks of the vocabulary and not yet normalised."""
+
+    tops: Tensor
+    """Largest score of each block, (rows, blocks) float32."""
+    top: Tensor
+    """Largest score of the row, (rows, 1) float32; NaN if a score is."""
+    sums: Tensor
+    """Sum of exp((score - top) / temperature) over each block, (rows, blocks) float64."""
+
+    def argmax(self, scores: Tensor) -> Tensor:
+        """The first token with the largest score, (rows,) int64; for the scores that this was made of."""
+        block = (self.tops == self.top).byte().argmax(-1)
+        token = block * BLOCK + _block_of(scores, block).argmax(-1)
+        return token.clamp_max(scores.shape[1] - 1)
+
+    def logprob(self, scores: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        """log-probabilities of the tokens, (rows,) float64."""
+        shifted = scores.gather(1, tokens.unsqueeze(-1)).double() - self.top
+        return shifted.squeeze(-1) / temperature - self.sums.sum(-1).log()
+
+
+def block_sums(scores: Tensor, temperature: float) -> BlockSums:
+    """Maxima and sums of the blocks of (rows, vocabulary) scores, which are left as they are."""
+    rows, vocabulary = scores.shape
+    blocks = -(-vocabulary // BLOCK)
+    chunk = rows if scores.device.type != "cpu" else min(rows, max(1, CHUNK // (blocks * BLOCK)))
+    buffer = torch.empty((chunk, blocks * BLOCK), device=scores.device)
+    tops = torch.empty((rows, blocks), device=scores.device)
+    top = torch.empty((rows, 1), device=scores.device)
+    sums = torch.empty((rows, blocks), dtype=torch.float64, device=scores.device)
+    for start in range(0, rows, chunk):
+        part = slice(start, min(start + chunk, rows))
+        held = buffer[: part.stop - start]
+        held[:, :vocabulary].copy_(scores[part])
+        held[:, vocabulary:] = -torch.inf
+        blocked = held.view(-1, blocks, BLOCK)
+        torch.amax(blocked, -1, out=tops[part])
+        torch.amax(tops[part], -1, keepdim=True, out=top[part])
+        held.sub_(top[part])
+        if temperature != 1:
+            held.div_(temperature)
+        held.exp_()
+        torch.sum(blocked, -1, dtype=torch.float64, out=sums[part])
+    return BlockSums(tops, top, sums)
+
+
+def _block_of(scores: Tensor, block: Tensor) -> Tensor:
+    """One block of each row, (rows, BLOCK) float32, -inf past the vocabulary's end."""
+    vocabulary = scores.shape[1]
+    index = block.unsqueeze(-1) * BLOCK + torch.arange(BLOCK, device=scores.device)
+    values = scores.gather(1, index.clamp_max(vocabulary - 1)).float()
+    return values.masked_fill_(index >= vocabulary, -torch.inf)
+
+
+def _sample(scores: Tensor, temperature: float, sums: BlockSums, state: Uint64Array) -> Tensor:
+    """Draw a block by the blocks' sums, then a token of it; a token of probability 0 is never drawn."""
+    blocks = sums.sums.shape[1]
+    noise = torch.from_numpy(gumbel_noise(state, 0, blocks)).to(scores.device)
+    block = (sums.sums.log() + noise).argmax(-1)
+    noise = torch.from_numpy(gumbel_noise(state, 1 + block.cpu().numpy(), BLOCK)).to(scores.device)
+    token = ((_block_of(scores, block) - sums.top).double() / temperature + noise).argmax(-1)
+    # Only a row of NaN can point past the vocabulary's end.
+    return (block * BLOCK + token).clamp_max(scores.shape[1] - 1)
+
+
+def process(logits: Tensor, sequences: list[Sequence], params: SamplingParams) -> Tensor:
+    """Logits after all processors, temperature included, up to a constant a row: softmax of it is drawn from.
+
+    Shapes: (rows, vocabulary) -> the same in float32, -inf where a token is ruled out. Order and definitions are those
+    of transformers (see SamplingParams); when greedy only bias and penalty apply.
     """
     scores = logits.float()
-    if temperature > 0:
-        scores = scores / temperature
-    log_total = torch.logsumexp(scores, dim=-1)
-    if not torch.isfinite(log_total).all():
-        bad = int((~torch.isfinite(log_total)).sum())
-        raise UserError(
-            f"the model gave non-finite logits for {bad} of {len(log_total)} rows; "
-            "try --set model.dtype=float32, or a smaller optim.lr if this happened during training"
-        )
-    if temperature > 0:
-        assert uniform is not None
-        tokens = invert_cdf(torch.exp(scores - log_total.unsqueeze(-1)), uniform)
-    else:
-        tokens = scores.argmax(-1)
-    if forced is not None:
-        tokens = torch.where(forced >= 0, forced, tokens)
-    return tokens, scores.gather(1, tokens.unsqueeze(-1)).squeeze(-1) - log_total
+    empty = torch.empty((len(sequences), 0), dtype=torch.long)
+    if params.logit_bias:
+        index = torch.tensor([token for token, _ in params.logit_bias], device=logits.device)
+        bias = torch.tensor([float(bias) for _, bias in params.logit_bias], device=logits.device)
+        scores = scores.index_add(1, index, bias.expand(len(sequences), -1))
+    if params.repetition_penalty != 1:
+        penalty = RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty))
+        scores = penalty(_seen(sequences, logits.device), scores)
+    if params.temperature == 0:
+        return scores
+    scores = (scores - scores.amax(-1, keepdim=True)) / params.temperature
+    if params.top_k:
+        scores = TopKLogitsWarper(int(params.top_k))(empty, scores)
+    if params.top_p < 1:
+        scores = scores.masked_fill(scores < nucleus_floor(scores, params.top_p, NUCLEUS), -torch.inf)
+    if params.min_p > 0:
+        scores = MinPLogitsWarper(float(params.min_p))(empty, scores)
+    return scores
+
+
+def nucleus_floor(scores: Tensor, top_p: float, candidates: int) -> Tensor:
+    """The smallest score that top_p keeps: of the last token of the smallest set of best tokens with that probability.
+
+    Shapes: scores (rows, vocabulary) float32 -> (rows, 1). Looks among that many best tokens first, and among all for
+    rows where they do not suffice. Departure from transformers' TopPLogitsWarper, which sorts every row: tokens that
+    tie with the last of the set all stay, where there the order of the sort decides.
+    """
+    vocabulary = scores.shape[1]
+    few = candidates < vocabulary
+    best = scores.topk(candidates, dim=-1).values if few else scores.sort(dim=-1, descending=True).values
+    mass = (best - scores.logsumexp(-1, keepdim=True)).double().exp().cumsum(-1)
+    last = (mass < top_p).sum(-1, keepdim=True).clamp_max(best.shape[1] - 1)
+    floor = best.gather(1, last)
+    short = mass[:, -1] < top_p
+    if few and short.any():
+        floor[short] = nucleus_floor(scores[short], top_p, vocabulary)
+    return floor
+
+
+def _seen(sequences: list[Sequence], device: torch.device) -> Tensor:
+    """Tokens of prompt and completion, (rows, longest); short rows repeat their first one, which penalises no more."""
+    width = max(sequence.num_tokens for sequence in sequences)
+    rows = [(*sequence.request.prompt_ids, *sequence.token_ids) for sequence in sequences]
+    return torch.tensor([(*row, *(row[:1] * (width - len(row)))) for row in rows], device=device)

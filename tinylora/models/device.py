@@ -10,6 +10,7 @@ from tinylora.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -78,7 +79,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
-def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def available_threads(cgroup: Path = CGROUP) -> int:
     """Cores this process may really use: the smaller of its CPU affinity and its cgroup quota (v1 or v2), at least 1.
 
     torch counts the machine's cores, so in a container with a quota of 2 on a host of 64 it would start 64 threads.
@@ -89,7 +90,15 @@ def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _cgroup_quota(root: Path, self_file: Path = Path("/proc/self/cgroup")) -> float | None:
-    """The tightest quota, in cores, on the way from the root to this process's own cgroup; None means unlimited."""
+    found = tightest_quota(root, self_file)
+    return None if found is None else found[0]
+
+
+def tightest_quota(root: Path = CGROUP, self_file: Path = Path("/proc/self/cgroup")) -> tuple[float, Path] | None:
+    """The tightest quota, in cores, on the way from the root to this process's own cgroup, and the folder that sets it.
+
+    None means unlimited.
+    """
     folders = [root, root / "cpu"]
     try:
         for line in self_file.read_text().splitlines():
@@ -101,8 +110,8 @@ def _cgroup_quota(root: Path, self_file: Path = Path("/proc/self/cgroup")) -> fl
             folders += [base.joinpath(*parts[: i + 1]) for i in range(len(parts))]
     except (OSError, ValueError):
         pass  # not Linux, or a kernel without cgroups: the root folders decide
-    quotas = [quota for folder in folders if (quota := _quota_in(folder)) is not None]
-    return min(quotas) if quotas else None
+    quotas = [(quota, folder) for folder in folders if (quota := _quota_in(folder)) is not None]
+    return min(quotas, key=lambda found: found[0], default=None)
 
 
 def _quota_in(folder: Path) -> float | None:

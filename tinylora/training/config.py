@@ -96,19 +96,23 @@ class PromptConfig:
 class GenerationConfig:
     """How rollouts are sampled."""
 
-    backend: Literal["transformers"] = "transformers"
-    """Rollout engine."""
+    backend: Literal["native", "transformers"] = "native"
+    """Rollout engine; where native does not cover the model, transformers is used, and the run says so."""
     temperature: float = 1.0
     """Sampling temperature of the rollouts; the learner's log-probs are at the same temperature."""
     max_new_tokens: int = 64
     """Token budget of a completion, stop token included."""
     max_batch_rows: int = 128
     """Completions decoded side by side."""
+    kv_budget_gib: float = 2.0
+    """Memory for keys and values (native); completions wait for their turn where it is full."""
 
     def __post_init__(self) -> None:
         above_zero = "a finite number above 0 (a greedy rollout has nothing to compare)"
         _require(0 < self.temperature < math.inf, "generation.temperature", above_zero, self.temperature)
         _require_at_least(1, "generation", self, "max_new_tokens", "max_batch_rows")
+        finite = 0 < self.kv_budget_gib < math.inf
+        _require(finite, "generation.kv_budget_gib", "a finite number above 0", self.kv_budget_gib)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,8 +186,11 @@ class TrainConfig:
     """Optimiser batches to run."""
     seed: int = 0
     """Seed of data order and sampling."""
-    micro_batch_tokens: int = 4096
-    """Padded tokens per forward and backward pass; moves memory and speed, the result only by rounding."""
+    micro_batch_tokens: int = 0
+    """Tokens per forward and backward pass; moves memory and speed, the result only by rounding. 0 takes as many as
+    memory_budget_gib holds; resolved once and recorded."""
+    memory_budget_gib: float = 1.0
+    """Memory for the activations of a micro-batch, where micro_batch_tokens is 0."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     num_threads: int = 0
@@ -194,8 +201,10 @@ class TrainConfig:
     """Steps between liveness probes; one always runs at the start."""
 
     def __post_init__(self) -> None:
-        _require_at_least(1, "train", self, "steps", "micro_batch_tokens", "liveness_every")
-        _require_at_least(0, "train", self, "num_threads")
+        _require_at_least(1, "train", self, "steps", "liveness_every")
+        _require_at_least(0, "train", self, "num_threads", "micro_batch_tokens")
+        finite = 0 < self.memory_budget_gib < math.inf
+        _require(finite, "train.memory_budget_gib", "a finite number above 0", self.memory_budget_gib)
         _require(0 <= self.seed < 2**63, "train.seed", "at least 0 and below 2**63", self.seed)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tinylora.errors import UserError
-from tinylora.generation.transformers_backend import TransformersEngine
+from tinylora.generation.engine import Engine
 from tinylora.generation.types import Request, SamplingParams
 from tinylora.training.learner import Learner, Row
 
@@ -31,7 +31,7 @@ class Liveness:
     norm: float
 
 
-def _engine_scores(engine: TransformersEngine, rows: Sequence[Row], temperature: float, v: Tensor | None) -> Tensor:
+def _engine_scores(engine: Engine, rows: Sequence[Row], temperature: float, v: Tensor | None) -> Tensor:
     requests = [
         Request(
             prompt_ids=row.prompt_ids,
@@ -45,7 +45,7 @@ def _engine_scores(engine: TransformersEngine, rows: Sequence[Row], temperature:
     return torch.cat([torch.tensor(c.logprobs) for c in completions])
 
 
-def check_liveness(engine: TransformersEngine, learner: Learner, rows: Sequence[Row]) -> Liveness:
+def check_liveness(engine: Engine, learner: Learner, rows: Sequence[Row]) -> Liveness:
     """Run the probe on rows of tokens. The probe vector is +norm, -norm, +norm, ... scaled to the first norm whose
     effect stands out of the noise.
 
