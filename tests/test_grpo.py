@@ -34,6 +34,7 @@ class Linear:
     """A learner whose log-probs are -2 + slopes . v; counts its calls under a vector and under the base model."""
 
     shared_prompts = True
+    padded = False
 
     def __init__(self) -> None:
         self.calls: list[bool] = []

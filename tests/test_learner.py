@@ -55,7 +55,7 @@ def weigh(logprobs: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", list(PROMPTS))
-@pytest.mark.parametrize("options", [{}, {"shared_prompts": False}, {"checkpointing": True}])
+@pytest.mark.parametrize("options", [{}, {"packed": False}, {"shared_prompts": False}, {"checkpointing": True}])
 def test_scores_and_gradient_are_those_of_plain_forwards(
     model: PreTrainedModel, kind: str, options: dict[str, bool]
 ) -> None:
@@ -115,27 +115,76 @@ def test_checkpointing_keeps_less_and_puts_the_layers_back(tiny_llama: PreTraine
     assert not any("forward" in vars(module) for module in tiny_llama.modules())
 
 
-def test_a_model_without_layers_to_recompute_is_refused(tiny_llama: PreTrainedModel, monkeypatch: Any) -> None:
-    adapter, _ = adapted(tiny_llama)
+def test_a_model_without_layers_to_recompute_is_refused(tiny_gpt2: PreTrainedModel, monkeypatch: Any) -> None:
+    adapter, _ = adapted(tiny_gpt2)
     monkeypatch.setattr(Learner, "_layers", lambda self: [])
-    with pytest.raises(UserError, match=r"train\.gradient_checkpointing: LlamaForCausalLM"):
-        Learner(tiny_llama, adapter, checkpointing=True)
+    with pytest.raises(UserError, match=r"train\.gradient_checkpointing: GPT2LMHeadModel"):
+        Learner(tiny_gpt2, adapter, checkpointing=True)
 
 
-@pytest.mark.parametrize("shared", [True, False])
+def test_covered_models_are_packed_and_others_padded(tiny_llama: PreTrainedModel, tiny_gpt2: PreTrainedModel) -> None:
+    found = {}
+    for name, model in (("llama", tiny_llama), ("gpt2", tiny_gpt2)):
+        adapter, _ = adapted(model)
+        for checkpointing in (False, True):
+            learner = Learner(model, adapter, checkpointing=checkpointing)
+            found[name, checkpointing] = (learner.padded, learner.shared_prompts)
+        assert Learner(model, adapter, shared_prompts=False).padded
+    assert found["llama", False] == found["llama", True] == (False, True)
+    assert found["gpt2", False] == (True, True)
+    assert found["gpt2", True] == (True, False)
+
+
+def test_a_vector_for_each_row(model: PreTrainedModel) -> None:
+    adapter, v = adapted(model)
+    batch = rows("apart")
+    vectors = torch.stack([v.detach() * (i - 3) for i in range(len(batch))])
+    logprobs, mask = Learner(model, adapter).logprobs(batch, vectors)
+    for i, row in enumerate(batch):
+        expected = reference(model, adapter, row, vectors[i], 1.0)
+        torch.testing.assert_close(logprobs[i, mask[i]].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [torch.full((5, 2), float("nan")), torch.zeros(1, 1)])
+def test_a_vector_that_does_not_fit_is_refused(tiny_llama: PreTrainedModel, wrong: Tensor) -> None:
+    adapter, v = adapted(tiny_llama)
+    with pytest.raises(UserError, match="adapter vector"):
+        Learner(tiny_llama, adapter).logprobs(rows("apart"), wrong if wrong.numel() == 1 else wrong[: len(v)])
+
+
+def test_a_prompt_of_no_token_is_refused(tiny_llama: PreTrainedModel) -> None:
+    adapter, v = adapted(tiny_llama)
+    with pytest.raises(ValueError, match="at least one token"):
+        Learner(tiny_llama, adapter).logprobs([Row(0, (), (5, 6))], v)
+
+
+@pytest.mark.parametrize(("shared", "padded"), [(True, False), (True, True), (False, None)])
 @pytest.mark.parametrize("budget", [1, 20, 60, 10_000])
-def test_micro_batches_hold_every_row_once_within_the_budget(budget: int, shared: bool) -> None:
+def test_micro_batches_hold_every_row_once_within_the_budget(budget: int, shared: bool, padded: bool | None) -> None:
     batch = [*rows("apart"), *rows("common")]
     batch = [Row(row.group + 3 * (i >= 7), row.prompt_ids, row.token_ids) for i, row in enumerate(batch)]
-    found = list(micro_batches(batch, budget, shared_prompts=shared))
+    found = list(micro_batches(batch, budget, shared_prompts=shared, padded=padded))
     assert sorted(i for part in found for i in part) == list(range(len(batch)))
     for part in found:
         prompts = len({batch[i].group for i in part}) if shared else len(part)
         width = max(len(batch[i].prompt_ids) for i in part)
         length = max(len(batch[i].token_ids) for i in part)
-        assert len(part) == 1 or prompts * width + len(part) * length <= budget
+        tokens = prompts * width + len(part) * length
+        if padded is False:
+            tokens = sum(map(len, {batch[i].prompt_ids for i in part})) + sum(len(batch[i].token_ids) for i in part)
+        assert len(part) == 1 or tokens <= budget
     assert len(found) == {1: len(batch), 10_000: 1}.get(budget, len(found))
-    assert found == list(micro_batches(list(batch), budget, shared_prompts=shared))
+    assert found == list(micro_batches(list(batch), budget, shared_prompts=shared, padded=padded))
+    other = [Row(row.group, tuple(258 - i for i in row.prompt_ids), row.token_ids[::-1]) for row in batch]
+    assert found == list(micro_batches(other, budget, shared_prompts=shared, padded=padded))  # lengths alone decide
+
+
+def test_real_tokens_fill_a_batch_further_than_padded_ones() -> None:
+    batch = rows("apart")  # 10 prompt tokens and 22 of completions; padded 3 x 6 and 7 x 6
+    assert list(micro_batches(batch, 32)) == [sorted(range(7), key=lambda i: batch[i].group)]
+    assert len(list(micro_batches(batch, 31))) == 2
+    assert len(list(micro_batches(batch, 60, padded=True))) == 1
+    assert len(list(micro_batches(batch, 59, padded=True))) == 2
 
 
 def test_no_rows_give_no_batches() -> None:

@@ -11,6 +11,7 @@ from tinylora.reporting.metrics import Means
 from tinylora.training.advantages import group_advantages
 from tinylora.training.config import RunConfig
 from tinylora.training.learner import Learner, Row, micro_batches
+from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS
 from tinylora.training.objective import policy_loss
 from tinylora.training.rollouts import Group
 
@@ -68,7 +69,10 @@ def grpo_step(
     batches = [
         [needed[i] for i in batch]
         for batch in micro_batches(
-            [s.row for s in needed], config.train.micro_batch_tokens, shared_prompts=learner.shared_prompts
+            [s.row for s in needed],
+            config.train.micro_batch_tokens or FALLBACK_MICRO_BATCH_TOKENS,
+            shared_prompts=learner.shared_prompts,
+            padded=learner.padded,
         )
     ]
     for group in optimizer.param_groups:

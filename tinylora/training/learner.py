@@ -2,24 +2,28 @@
 
 Each distinct prompt is computed once and its keys and values are shared by its completions, gradient included; so is
 what all prompts begin with. That is the same mathematics as one full forward a completion (`shared_prompts=False`, the
-reference), with fewer products.
+reference), with fewer products. Models that `describe` covers go through packed.py, without padding; others through
+their own forward, padded.
 Leaves out: the loss itself (objective.py) and who is trained on what (grpo.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tinylora.adapter.attach import AttachedAdapter
 from tinylora.errors import UserError
-from tinylora.generation.prefill import prefill
+from tinylora.generation.prefill import prefill, with_cache
+from tinylora.models.architecture import Unsupported, describe
+from tinylora.training.packed import PackedForward
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +35,53 @@ class Row:
     token_ids: tuple[int, ...]
 
 
-def micro_batches(rows: Sequence[Row], max_tokens: int, *, shared_prompts: bool = True) -> Iterator[list[int]]:
-    """Indices of rows, a batch at a time, so that padded prompt and completion tokens stay within max_tokens.
+class _Size:
+    """Tokens that a batch takes, kept up to date as rows join it."""
 
-    A shared prompt counts once a group, otherwise once a row.
+    def __init__(self, shared_prompts: bool, padded: bool) -> None:
+        self.shared_prompts, self.padded = shared_prompts, padded
+        self.prompts: set[Any] = set()
+        self.num_rows = self.prompt_tokens = self.tokens = self.width = self.length = 0
+
+    def add(self, row: Row) -> int:
+        """Take the row in; returns the batch's tokens."""
+        self.num_rows += 1
+        self.tokens += len(row.token_ids)
+        self.width = max(self.width, len(row.prompt_ids))
+        self.length = max(self.length, len(row.token_ids))
+        key: Any = self.num_rows if not self.shared_prompts else row.group if self.padded else row.prompt_ids
+        if key not in self.prompts:
+            self.prompts.add(key)
+            self.prompt_tokens += len(row.prompt_ids)
+        if self.padded:
+            return len(self.prompts) * self.width + self.num_rows * self.length
+        return self.prompt_tokens + self.tokens
+
+
+def micro_batches(
+    rows: Sequence[Row], max_tokens: int, *, shared_prompts: bool = True, padded: bool | None = None
+) -> Iterator[list[int]]:
+    """Indices of rows, a batch at a time, so that prompt and completion tokens stay within max_tokens.
+
+    `padded` says whether padding counts; None means where prompts are not shared (`Learner.padded` tells). A shared
+    prompt counts once, else once a row; what several prompts begin with is counted with each of them.
 
     Rows of a group stay together where they fit, groups of like length come together. One row that is longer than
     max_tokens is a batch of its own. The order depends on lengths alone, so equal rows give equal batches.
     """
+    padded = not shared_prompts if padded is None else padded
     longest: dict[int, int] = {}
     for row in rows:
         longest[row.group] = max(longest.get(row.group, 0), len(row.token_ids))
     order = sorted(range(len(rows)), key=lambda i: (longest[rows[i].group], len(rows[i].prompt_ids), rows[i].group, i))
     batch: list[int] = []
+    size = _Size(shared_prompts, padded)
     for index in order:
-        candidate = [*batch, index]
-        num_prompts = len({rows[i].group for i in candidate}) if shared_prompts else len(candidate)
-        width = max(len(rows[i].prompt_ids) for i in candidate)
-        length = max(len(rows[i].token_ids) for i in candidate)
-        if batch and num_prompts * width + len(candidate) * length > max_tokens:
+        if size.add(rows[index]) > max_tokens and batch:
             yield batch
-            candidate = [index]
-        batch = candidate
+            batch, size = [], _Size(shared_prompts, padded)
+            size.add(rows[index])
+        batch.append(index)
     if batch:
         yield batch
 
@@ -69,23 +98,38 @@ class Learner:
         pad_token_id: int = 0,
         shared_prompts: bool = True,
         checkpointing: bool = False,
+        packed: bool = True,
     ) -> None:
+        """`packed=False` keeps a model that packed.py covers on the padded path, as a reference.
+
+        Raises: UserError if `checkpointing` finds nothing to recompute.
+        """
         self.model = model
         self.adapter = adapter
         self.temperature = temperature
         self.pad_token_id = pad_token_id
-        # A layer computed again in the backward pass must not write to a cache, so each row is one full forward.
-        self.shared_prompts = shared_prompts and not checkpointing
+        self._packed: PackedForward | None = None
+        if shared_prompts and packed:
+            with suppress(Unsupported):
+                self._packed = PackedForward(describe(model), checkpointing=checkpointing)
+        # A layer computed again in the backward pass must not write to a cache: then each row is one full forward.
+        self.shared_prompts = self._packed is not None or (shared_prompts and not checkpointing)
         self.checkpointing = checkpointing
-        if checkpointing and not self._layers():
+        if checkpointing and self._packed is None and not self._layers():
             raise UserError(
                 f"train.gradient_checkpointing: {type(model).__name__} has no layers to recompute; turn it off"
             )
+
+    @property
+    def padded(self) -> bool:
+        """Whether padding is computed too, which `micro_batches` then counts."""
+        return self._packed is None
 
     def logprobs(self, rows: Sequence[Row], v: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probs at the temperature and the mask of real tokens, both (rows, longest completion), float32 and bool.
 
         What stands at padded positions is 0. Differentiable in v where v requires a gradient; v None is the base model.
+        A v for each row, (rows, groups, u), is computed one full forward a row.
         """
         mask = torch.zeros(len(rows), max(len(row.token_ids) for row in rows), dtype=torch.bool)
         targets = torch.full(mask.shape, self.pad_token_id)
@@ -94,10 +138,18 @@ class Learner:
             targets[i, : len(row.token_ids)] = torch.tensor(row.token_ids)
         device = self.model.device
         mask, targets = mask.to(device), targets.to(device)
+        one_vector = v is None or v.dim() == 2
         with self.adapter.using(v):
-            score = self._shared if self.shared_prompts else self._full
+            if self._packed is not None and one_vector:
+                return self._unpadded(rows, None if v is None else self.adapter.vector.value), mask
+            score = self._shared if self.shared_prompts and one_vector else self._full
             with self._recomputing(v):
                 return score(rows, targets, mask).masked_fill(~mask, 0.0), mask
+
+    def _unpadded(self, rows: Sequence[Row], v: Tensor | None) -> Tensor:
+        assert self._packed is not None
+        prompts, completions = [row.prompt_ids for row in rows], [row.token_ids for row in rows]
+        return pad_sequence(self._packed.logprobs(prompts, completions, v, self.temperature), batch_first=True)
 
     def _layers(self) -> list[nn.Module]:
         return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -151,8 +203,7 @@ class Learner:
             input_ids=targets[:, :-1],
             attention_mask=torch.cat([batch.mask, mask[:, :-1].long()], dim=1),
             position_ids=batch.position.unsqueeze(1) + torch.arange(1, targets.shape[1], device=targets.device),
-            past_key_values=batch.cache,
-            use_cache=True,
+            **with_cache(self.model, batch.cache),
         ).logits
         return torch.cat([head, self._pick(rest, targets[:, 1:])], dim=1)
 
