@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,15 +100,31 @@ def _attempt(model: Path, out: Path, steps: int) -> None:
         start(model, out, train={"steps": steps})
 
 
+def _half_written(out: Path, since: float) -> bool:
+    """Whether a checkpoint that was begun after that time has not been put in its place."""
+    for path in out.glob("*/checkpoint/*.tmp"):
+        with suppress(FileNotFoundError):  # it has just been put in its place
+            if path.stat().st_mtime > since:
+                return True
+    return False
+
+
+def _bytes_of_metrics(out: Path) -> int:
+    return sum(path.stat().st_size for path in out.glob("*/metrics.jsonl"))
+
+
 def main(model: Path, out: Path, steps: int, seed: int, slowest: float) -> None:
     """Train in child processes that are killed (signal 9) again and again until one gets to the end.
 
     The children are forked, so the imports are paid for once. One attempt in three waits for a checkpoint that is being
-    written, and kills in the middle of that. Prints the number of kills and of those that left half a checkpoint.
+    written, and kills in the middle of that; the others are killed within `slowest` seconds. After an attempt that was
+    killed before its first step, the next ones may take half as long again: loading takes a time of its own, and on a
+    slow machine nobody would ever get beyond it. Prints the number of kills and of those that left half a checkpoint.
     """
     rng = random.Random(seed)
     kills = torn = 0
     while True:
+        started, done_before = time.time(), _bytes_of_metrics(out)
         child = os.fork()
         if child == 0:
             _attempt(model, out, steps)
@@ -118,7 +135,7 @@ def main(model: Path, out: Path, steps: int, seed: int, slowest: float) -> None:
         done = 0
         while time.monotonic() < until and not done:
             done, status = os.waitpid(child, os.WNOHANG)
-            if wait_for_write and time.monotonic() > ready and list(out.glob("*/checkpoint/*.tmp")):
+            if wait_for_write and time.monotonic() > ready and _half_written(out, started):
                 break
             time.sleep(0.0001 if wait_for_write else 0.003)
         if done:
@@ -128,7 +145,9 @@ def main(model: Path, out: Path, steps: int, seed: int, slowest: float) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1
-        torn += bool(list(out.glob("*/checkpoint/*.tmp")))
+        torn += _half_written(out, started)
+        if _bytes_of_metrics(out) == done_before:
+            slowest *= 1.5
     print(kills, torn)
 
 
