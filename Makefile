@@ -11,10 +11,10 @@ PYTHON ?=
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 
 # nvidia-smi may be there without a GPU, so it has to succeed.
-CONSTRAINTS := $(shell nvidia-smi >/dev/null 2>&1 || echo "-c constraints/cpu.txt")
+CONSTRAINTS := -c constraints/tested.txt $(shell nvidia-smi >/dev/null 2>&1 || echo "-c constraints/cpu.txt")
 
 # The stamp's name carries the hash of what decides on the environment: change that, and it is set up anew.
-INPUTS_HASH := $(shell (cat pyproject.toml constraints/cpu.txt; echo "$(CONSTRAINTS)") | cksum | cut -d' ' -f1)
+INPUTS_HASH := $(shell (cat pyproject.toml constraints/*.txt; echo "$(CONSTRAINTS)") | cksum | cut -d' ' -f1)
 STAMP := .venv/.ready-$(INPUTS_HASH)
 BENCH_STAMP := .venv-bench/.ready-$(INPUTS_HASH)
 
