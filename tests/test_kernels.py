@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tinylora.generation.kernels import build
 from tinylora.generation.kernels.build import NoKernels, compiler, library
-from tinylora.generation.kernels.native import AdapterFactors, FewRows, NativeKernels
+from tinylora.generation.kernels.native import AdapterFactors, Branch, FewRows, NativeKernels, PackedProduct
 from tinylora.generation.kernels.plan import Run, make_plan
 from tinylora.generation.kernels.reference import TorchKernels
 from tinylora.generation.kv_cache import BLOCK, KVCache, blocks_for
@@ -166,9 +166,29 @@ def test_few_rows(dtype: torch.dtype, width: int, outs: tuple[int, ...]) -> None
         close(run.few_rows(x, FewRows(weights, biases)), np.concatenate(parts, 1), dtype, 2)
 
 
+@pytest.mark.parametrize("width", [2, 18, 64])
+@pytest.mark.parametrize("outs", [(1,), (16,), (5, 40), (64, 33), (48, 48)], ids=str)
+@pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
+def test_product(width: int, outs: tuple[int, ...], has_bias: bool, threads: int) -> None:
+    run = kernels("native", architecture(torch.bfloat16))
+    if not run.paired:
+        pytest.skip("the processor has no bfloat16 dot product, and oneDNN does all products")
+    weights = [numbers(i, out, width, dtype=torch.bfloat16, spread=width**-0.5) for i, out in enumerate(outs)]
+    bias = numbers(9, sum(outs), dtype=torch.bfloat16) if has_bias else None
+    packed = PackedProduct(weights, bias, run)
+    for n in (1, 2, 7, 8, 9, 33, 70):
+        x = numbers(20 + n, n, width, dtype=torch.bfloat16)
+        expected = exact(x) @ exact(torch.cat(weights)).T + (0 if bias is None else exact(bias))
+        found = run.product(x, packed)
+        close(found, expected, torch.bfloat16)
+        for i in range(n):  # each row alone gives the same bits
+            assert torch.equal(run.product(x[i : i + 1].contiguous(), packed)[0], found[i])
+
+
 def adapter_case(
     n: int, outs: tuple[int, ...], width: int, rank: int, vectors: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, AdapterFactors, Tensor, Tensor]:
+) -> tuple[Tensor, Branch]:
+    """An output and what the adapter adds to it."""
     maps, first, modules = len(outs), 2, len(outs) + 3
     factors = AdapterFactors(
         numbers(1, maps * rank, width, spread=width**-0.5), numbers(2, rank, sum(outs)),
@@ -176,7 +196,23 @@ def adapter_case(
     )  # fmt: skip
     R = numbers(3, vectors, modules, rank, rank)
     owner = torch.from_numpy(np.random.default_rng(4).integers(0, vectors, n))
-    return numbers(5, n, width, dtype=dtype), numbers(6, n, sum(outs), dtype=dtype), factors, R, owner
+    return numbers(6, n, sum(outs), dtype=dtype), Branch(factors, numbers(5, n, width, dtype=dtype), R, owner)
+
+
+def adapted(y: Tensor, branch: Branch) -> np.ndarray:
+    """y with the branch added, by the formula of one map and token at a time."""
+    expected, factors, rank = exact(y), branch.factors, branch.factors.rank
+    for i, owner in enumerate(branch.owner):
+        for m in range(factors.num_maps):
+            A = exact(factors.A[m * rank : (m + 1) * rank])
+            B = exact(factors.B)[:, factors.bounds[m] : factors.bounds[m + 1]]
+            mixed = exact(branch.R[owner, factors.first + m]) @ (A @ exact(branch.x[i]))
+            expected[i, factors.bounds[m] : factors.bounds[m + 1]] += mixed @ B
+    return expected
+
+
+def slice_of(branch: Branch, rows: slice) -> Branch:
+    return Branch(branch.factors, branch.x[rows].contiguous(), branch.R, branch.owner[rows].contiguous())
 
 
 @every_kind
@@ -184,19 +220,45 @@ def adapter_case(
 @pytest.mark.parametrize("outs", [(5,), (16, 3, 3), (33, 17)], ids=str)
 @pytest.mark.parametrize("rank", [1, 2, 3, 8])
 @pytest.mark.parametrize("vectors", [1, 3])
-def test_adapt(kind: str, dtype: torch.dtype, outs: tuple[int, ...], rank: int, vectors: int) -> None:
+def test_the_branch_is_added_before_the_norm(
+    kind: str, dtype: torch.dtype, outs: tuple[int, ...], rank: int, vectors: int
+) -> None:
     run = kernels(kind, architecture(dtype))
     for n in COUNTS:
-        x, y, factors, R, owner = adapter_case(n, outs, 21, rank, vectors, dtype)
-        expected = exact(y)
-        for i in range(n):
-            for m in range(len(outs)):
-                A = exact(factors.A[m * rank : (m + 1) * rank])
-                B = exact(factors.B)[:, factors.bounds[m] : factors.bounds[m + 1]]
-                mixed = exact(R[owner[i], factors.first + m]) @ (A @ exact(x[i]))
-                expected[i, factors.bounds[m] : factors.bounds[m + 1]] += mixed @ B
-        run.adapt(x, y, factors, R, owner)
-        np.testing.assert_allclose(exact(y), expected, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[torch.float32])
+        y, branch = adapter_case(n, outs, 21, rank, vectors, dtype)
+        expected = adapted(y, branch)
+        x, out, weight = torch.zeros_like(y), torch.empty_like(y), numbers(7, sum(outs), dtype=dtype)
+        run.add_norm(x, y, None, weight, out, branch)
+        tolerance = TOLERANCE[dtype]
+        np.testing.assert_allclose(exact(y), expected, rtol=tolerance, atol=10 * TOLERANCE[torch.float32])
+        assert torch.equal(x, y)
+        close(out, rms_norm(exact(y), exact(weight), False), dtype)
+
+
+@every_kind
+@every_dtype
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_the_branch_is_added_before_the_activation_and_the_rotation(
+    kind: str, dtype: torch.dtype, vectors: int
+) -> None:
+    """Equal to the same call without a branch, on an output to which it was added before."""
+    run = kernels(kind, architecture(dtype))
+    for n in COUNTS:
+        gate_up, branch = adapter_case(n, (20, 20), 21, 2, vectors, dtype)
+        plain, found, expected = gate_up.clone(), *(torch.empty(n, 20, dtype=dtype) for _ in range(2))
+        run.act_mul(gate_up, found, 0, branch)
+        run.act_mul(torch.from_numpy(adapted(plain, branch)).to(dtype), expected, 0)
+        close(found, exact(expected), dtype, 4)
+
+        qkv, branch = adapter_case(n, (32, 16, 16), 21, 2, vectors, dtype)
+        plain, slots = qkv.clone(), torch.arange(n)
+        cos, sin = numbers(8, n, 8), numbers(9, n, 8)
+        caches = [run.new_cache(1), run.new_cache(1)]
+        run.store_qkv(qkv, None, None, cos, sin, caches[0], 0, slots, branch)
+        before = torch.from_numpy(adapted(plain, branch)).to(dtype)
+        run.store_qkv(before, None, None, cos, sin, caches[1], 0, slots)
+        close(qkv, exact(before), dtype, 8)
+        close(caches[0].values(0)[0, :, :n], exact(caches[1].values(0)[0, :, :n]), dtype, 2)
 
 
 # Rotation, cache, attention
@@ -407,22 +469,24 @@ def test_the_other_kernels_do_not_depend_on_threads_and_neighbours(dtype: torch.
     run = kernels("native", described)
     weight, cos = numbers(1, dim, dtype=dtype), numbers(2, n, 20)
     slots = torch.arange(n)
-    x, y, factors, R, owner = adapter_case(n, (16, 21), dim, 2, 3, dtype)
+    x = numbers(5, n, dim, dtype=dtype)
+    _, branch = adapter_case(n, (16, 24), 21, 2, 3, dtype)
+    _, qkv_branch = adapter_case(n, (80, 40, 40), 21, 2, 3, dtype)
 
     def results(rows: slice) -> list[Tensor]:
         count = len(x[rows])
         h, out, inner = x[rows].clone(), torch.empty(count, dim, dtype=dtype), torch.empty(count, 20, dtype=dtype)
-        run.add_norm(h, x[rows].clone(), weight, weight, out)
-        run.act_mul(x[rows].contiguous(), inner, 0)
-        adapted = y[rows].clone()
-        run.adapt(x[rows].contiguous(), adapted, factors, R, owner[rows].contiguous())
+        part = slice_of(branch, rows)
+        run.add_norm(h, x[rows].clone(), weight, weight, out, part)
+        run.act_mul(x[rows].clone(), inner, 0, part)
         qkv, cache = numbers(3, n, 8 * 20, dtype=dtype)[rows].clone(), run.new_cache(1)
         cache.memory.zero_()
         run.store_qkv(
-            qkv, None, None, cos[rows].contiguous(), cos[rows].contiguous(), cache, 0, slots[rows].contiguous()
-        )
+            qkv, None, None, cos[rows].contiguous(), cos[rows].contiguous(), cache, 0, slots[rows].contiguous(),
+            slice_of(qkv_branch, rows),
+        )  # fmt: skip
         stored = cache.keys(0)[0, :, :, slots[rows]].permute(2, 0, 1)
-        return [h, out, inner, adapted, qkv, stored.flatten(1)]
+        return [h, out, inner, qkv, stored.flatten(1)]
 
     together = results(slice(None))
     for i in range(n):

@@ -172,6 +172,22 @@ def test_room_and_stretches_change_nothing(
         np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
+def test_with_products_of_our_own_bfloat16_does_not_depend_on_the_batch_either(name: str) -> None:
+    """Bit for bit, log-probs included, where prompts share no beginning: that would be summed in another order."""
+    model = tiny(name).to(torch.bfloat16)
+    if not getattr(engine_of(model).kernels, "has_product", False):
+        pytest.skip("oneDNN does the products here, in an order that depends on the number of rows")
+    requests = [
+        Request(prompt_ids=(3 + i, *LONG[:length]), params=sampled(n=n), num_samples=1 + i % 3, key=i)
+        for i, (length, n) in enumerate([(3, 40), (63, 5), (64, 30), (130, 20), (1, 1), (200, 40), (20, 64)])
+    ]
+    together = engine_of(model).generate(requests)
+    assert engine_of(model, max_batch_rows=3, prefill_tokens=50).generate(requests) == together
+    alone = [completion for request in requests for completion in engine_of(model).generate([request])]
+    assert [(c.token_ids, c.logprobs) for c in alone] == [(c.token_ids, c.logprobs) for c in together]
+
+
 @both_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["llama", "mistral"])

@@ -1,11 +1,11 @@
 """One forward pass over a flat batch of tokens: decode steps and prompts side by side, nothing padded.
 
 The weights are the model's own, in the layout that the matrix products want: q, k, v and gate, up side by side, and
-on CPUs packed once for oneDNN (a second copy of the weights). The adapter is never merged: a new vector costs only its
-matrices R.
+on CPUs packed once (a second copy of the weights), for our own product or for oneDNN's, whichever is faster there. The
+adapter is never merged: a new vector costs only its matrices R.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -16,7 +16,14 @@ from torch.nn import functional as F
 from tinylora.adapter.attach import AttachedAdapter
 from tinylora.adapter.layer import AdaptedLinear
 from tinylora.errors import UserError
-from tinylora.generation.kernels.native import MAX_FEW_ROWS, AdapterFactors, FewRows, NativeKernels
+from tinylora.generation.kernels.native import (
+    MAX_FEW_ROWS,
+    AdapterFactors,
+    Branch,
+    FewRows,
+    NativeKernels,
+    PackedProduct,
+)
 from tinylora.generation.kernels.plan import Plan
 from tinylora.generation.kv_cache import KVCache
 from tinylora.models.architecture import Architecture, DecoderLayer, Unsupported
@@ -36,22 +43,22 @@ class Kernels(Protocol):
     def prepare(self) -> None:
         """Before a series of calls."""
 
-    def add_norm(self, x: Tensor, y: Tensor | None, post_weight: Tensor | None, weight: Tensor, out: Tensor) -> None:
+    def add_norm(
+        self, x: Tensor, y: Tensor | None, post_weight: Tensor | None, weight: Tensor, out: Tensor,
+        branch: Branch | None = None,
+    ) -> None:  # fmt: skip
         """See NativeKernels."""
 
     def store_qkv(
         self, qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos: Tensor, sin: Tensor, cache: KVCache,
-        layer: int, slots: Tensor,
+        layer: int, slots: Tensor, branch: Branch | None = None,
     ) -> None:  # fmt: skip
         """See NativeKernels."""
 
     def attend(self, qkv: Tensor, out: Tensor, cache: KVCache, layer: int, plan: Plan, window: int) -> None:
         """See NativeKernels."""
 
-    def act_mul(self, gate_up: Tensor, out: Tensor, kind: int) -> None:
-        """See NativeKernels."""
-
-    def adapt(self, x: Tensor, y: Tensor, factors: AdapterFactors, R: Tensor, owner: Tensor) -> None:
+    def act_mul(self, gate_up: Tensor, out: Tensor, kind: int, branch: Branch | None = None) -> None:
         """See NativeKernels."""
 
 
@@ -63,28 +70,42 @@ class Product:
     ) -> None:
         """`first` is the place of the first module among all that may carry an adapter."""
         bases = [cast(nn.Linear, m.base if isinstance(m, AdaptedLinear) else m) for m in modules]
-        weight = torch.cat([b.weight.detach() for b in bases]) if len(bases) > 1 else bases[0].weight.detach()
-        self.out_features, self.in_features = weight.shape
-        self.bias = None
-        if any(cast(Any, b).bias is not None for b in bases):
-            parts = [b.weight.new_zeros(b.out_features) if cast(Any, b).bias is None else b.bias for b in bases]
-            self.bias = torch.cat([p.detach() for p in parts])
-        self.packed = prepack
-        self.weight = cast(Any, torch.ops.mkldnn)._reorder_linear_weight(weight, PACK_ROWS) if prepack else weight
-        self.native = native
-        if native is not None:
-            biases = [cast("Tensor | None", b.bias) for b in bases]
-            self.few = FewRows([b.weight.detach() for b in bases], [None if b is None else b.detach() for b in biases])
+        weights, biases = [b.weight.detach() for b in bases], [cast("Tensor | None", b.bias) for b in bases]
+        self.out_features, self.in_features = sum(w.shape[0] for w in weights), weights[0].shape[1]
+        bias = None
+        if any(b is not None for b in biases):
+            parts = zip(weights, biases, strict=True)
+            bias = torch.cat([(w.new_zeros(w.shape[0]) if b is None else b).detach() for w, b in parts])
+        self.compute = self._choose(weights, biases, bias, prepack, native)
         self.factors = _factors(modules, bases, first)
+
+    def _choose(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bias: Tensor | None, prepack: bool,
+        native: NativeKernels | None,
+    ) -> Callable[[Tensor], Tensor]:  # fmt: skip
+        if native is not None and native.has_product and prepack and self.in_features % 2 == 0:
+            own = PackedProduct(weights, bias, native)
+            return lambda x: native.product(x, own)
+        weight = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
+        ops = cast(Any, torch.ops.mkldnn)
+        many: Callable[[Tensor], Tensor]
+        if prepack:
+            packed = ops._reorder_linear_weight(weight, PACK_ROWS)
+            many = lambda x: cast(Tensor, ops._linear_pointwise(x, packed, bias, "none", [], ""))  # noqa: E731
+        else:
+            many = lambda x: F.linear(x, weight, bias)  # noqa: E731
+        if native is None:
+            return many
+        few = FewRows(weights, [None if b is None else b.detach() for b in biases])
+        return lambda x: native.few_rows(x, few) if x.shape[0] <= MAX_FEW_ROWS else many(x)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (n, in) -> (n, out), without the adapter."""
-        if self.native is not None and x.shape[0] <= MAX_FEW_ROWS:
-            return self.native.few_rows(x, self.few)
-        if self.packed:
-            ops = cast(Any, torch.ops.mkldnn)
-            return cast(Tensor, ops._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
-        return F.linear(x, self.weight, self.bias)
+        return self.compute(x)
+
+    def branch(self, x: Tensor, R: Tensor | None, owner: Tensor) -> Branch | None:
+        """What the adapter adds to the product with x, if there is something."""
+        return None if R is None or self.factors is None else Branch(self.factors, x, R, owner)
 
 
 def _factors(modules: Sequence[nn.Module], bases: Sequence[nn.Linear], first: int) -> AdapterFactors | None:
@@ -251,19 +272,15 @@ class Runner:
         attended = x.new_empty(n, self.architecture.num_heads * self.architecture.head_dim)
         inner = x.new_empty(n, self.layers[0].down.in_features)
         for i, layer in enumerate(self.layers):
-            qkv = self._product(layer.qkv, h, R, owner)
+            qkv = layer.qkv(h)
             cos, sin = ropes[layer.rope]
-            kernels.store_qkv(qkv, layer.q_norm, layer.k_norm, cos, sin, cache, i, plan.slots)
+            kernels.store_qkv(
+                qkv, layer.q_norm, layer.k_norm, cos, sin, cache, i, plan.slots, layer.qkv.branch(h, R, owner)
+            )
             kernels.attend(qkv, attended, cache, i, plan, layer.window)
-            y = self._product(layer.o, attended, R, owner)
-            kernels.add_norm(x, y, layer.attention_out_norm, layer.mlp_norm, h)
-            kernels.act_mul(self._product(layer.gate_up, h, R, owner), inner, self.activation)
-            y = self._product(layer.down, inner, R, owner)
-            kernels.add_norm(x, y, layer.mlp_out_norm, layer.next_norm, h)
+            branch = layer.o.branch(attended, R, owner)
+            kernels.add_norm(x, layer.o(attended), layer.attention_out_norm, layer.mlp_norm, h, branch)
+            kernels.act_mul(layer.gate_up(h), inner, self.activation, layer.gate_up.branch(h, R, owner))
+            branch = layer.down.branch(inner, R, owner)
+            kernels.add_norm(x, layer.down(inner), layer.mlp_out_norm, layer.next_norm, h, branch)
         return self.head(h if len(keep) == n else h[keep])
-
-    def _product(self, product: Product, x: Tensor, R: Tensor | None, owner: Tensor) -> Tensor:
-        y = product(x)
-        if R is not None and product.factors is not None:
-            self.kernels.adapt(x, y, product.factors, R, owner)
-        return y

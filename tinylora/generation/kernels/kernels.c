@@ -1,12 +1,12 @@
-/* CPU kernels of the rollout engine: all of a decoder's forward pass but the matrix products.
+/* CPU kernels of the rollout engine: all of a decoder's forward pass, but matrix products only where oneDNN is slower.
  *
  * Compiled on first use by `build.py` with the system's C compiler, once per element type (-DBF16=1 or 0); `reference.py`
  * says the same in torch. Plain C with GCC/Clang vector extensions for any CPU those compilers know, and one intrinsic, the
  * bfloat16 dot product, where the processor has it. Sums and exponentials are float32; every value that transformers
  * rounds to the model's type is rounded here too. The work for one token (or one token and key-value head) is done by
- * one thread in one order, so results depend neither on the number of threads nor on what else is in the batch; but
- * `few_rows` sums in another order for one row than for two to four, and oneDNN, which takes over from there, in
- * another one again.
+ * one thread in one order, so results depend neither on the number of threads nor on what else is in the batch. That
+ * holds for `product`, too, but not where it is not used: `few_rows` sums in another order for one row than for two to
+ * four, and oneDNN, which takes over from there, in another one again.
  */
 #include <math.h>
 #include <stdint.h>
@@ -73,7 +73,11 @@ INLINE void storef(float *p, vf x) { memcpy(p, &x, 64); }
 INLINE vf splat(float f) { return (vf){0} + f; }
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
-INLINE float hsum(vf x) { float s = 0; for (int i = 0; i < V; i++) s += x[i]; return s; }
+INLINE float hsum(vf x) {
+  float t[V]; memcpy(t, &x, sizeof t);
+  for (int width = V / 2; width; width /= 2) for (int i = 0; i < width; i++) t[i] += t[i + width];
+  return t[0];
+}
 INLINE float hmax(vf x) { float s = x[0]; for (int i = 1; i < V; i++) s = x[i] > s ? x[i] : s; return s; }
 
 /* e^x, relative error about 2e-7; below -87 it is 0 (so -inf gives 0), NaN stays NaN. */
@@ -103,6 +107,62 @@ static float *scratch(size_t bytes) {
   return buffer;
 }
 
+/* ---- adapter ---------------------------------------------------------------------------------------------------- */
+
+/* y += ((x A^T) R^T) B^T for the maps whose outputs lie side by side in y, all fed by x: what a kernel that reads a
+ * product's output adds to it first, row by row.
+ * x (n, in); y (n, out); A (maps * rank, in) float32; R (maps, rank, rank) float32, row_stride apart for each token's
+ * own (0: one for all); B (rank, out) float32, that is U diag(S) transposed; bounds (maps + 1,): where each map begins
+ * in y. Branch in native.py has the same fields. */
+typedef struct {
+  const elem *x; const float *A, *R, *B; const int64_t *bounds, *owner;
+  int64_t in, out, maps, rank, row_stride;
+} branch;
+
+#define ROWS 4 /* rows that adapt_rows takes at a time */
+
+/* Rows first to first + rows - 1 of y, at most ROWS. */
+static void adapt_rows(const branch *b, elem *y, int64_t first, int64_t rows) {
+  const int64_t in = b->in, out = b->out, rank = b->rank, kinds = b->maps * rank, padded = in + V;
+  float *xs = scratch((size_t)(ROWS * padded + 2 * ROWS * kinds) * sizeof(float) + 256);
+  float *h = xs + ROWS * padded, *hr = h + ROWS * kinds;
+  for (int64_t a = 0; a < ROWS; a++) {
+    const elem *from = b->x + (first + (a < rows ? a : 0)) * in; int64_t d = 0;
+    for (; d + V <= in; d += V) storef(xs + a * padded + d, load(from + d));
+    for (; d < in; d++) xs[a * padded + d] = get(from + d);
+  }
+  for (int64_t k = 0; k < kinds; k++) {
+    const float *ak = b->A + k * in;
+    vf s[ROWS] = {{0}, {0}, {0}, {0}}; float t[ROWS] = {0, 0, 0, 0}; int64_t d = 0;
+    for (; d + V <= in; d += V) { vf c = loadf(ak + d); for (int a = 0; a < ROWS; a++) s[a] += c * loadf(xs + a * padded + d); }
+    for (; d < in; d++) for (int a = 0; a < ROWS; a++) t[a] += ak[d] * xs[a * padded + d];
+    for (int a = 0; a < ROWS; a++) h[a * kinds + k] = hsum(s[a]) + t[a];
+  }
+  for (int64_t a = 0; a < rows; a++) {
+    const float *Ra = b->R + (b->row_stride ? b->owner[first + a] * b->row_stride : 0);
+    for (int64_t k = 0; k < kinds; k++) {
+      float s = 0;
+      for (int64_t c = 0; c < rank; c++) s += Ra[k * rank + c] * h[a * kinds + k / rank * rank + c];
+      hr[a * kinds + k] = s;
+    }
+    elem *ya = y + (first + a) * out;
+    for (int64_t map = 0; map < b->maps; map++) {
+      const float *hm = hr + a * kinds + map * rank;
+      int64_t j = b->bounds[map], end = b->bounds[map + 1];
+      for (; j + V <= end; j += V) {
+        vf s = {0};
+        for (int64_t c = 0; c < rank; c++) s += loadf(b->B + c * out + j) * hm[c];
+        store(ya + j, load(ya + j) + s);
+      }
+      for (; j < end; j++) {
+        float s = 0;
+        for (int64_t c = 0; c < rank; c++) s += b->B[c * out + j] * hm[c];
+        put(ya + j, get(ya + j) + s);
+      }
+    }
+  }
+}
+
 /* ---- normalisation ---------------------------------------------------------------------------------------------- */
 
 INLINE float inverse_rms(const elem *x, int64_t dim, float eps) {
@@ -120,19 +180,24 @@ INLINE void normalise(const elem *x, const elem *w, elem *out, int64_t dim, floa
     put(out + j, adds_one ? get(x + j) * s * (1.0f + get(w + j)) : get(w + j) * round1(get(x + j) * s));
 }
 
-/* x += y (or x += norm(y), where post_w is given), then out = norm(x). y NULL: out = norm(x). x and y are (n, dim). */
+/* x += y (or x += norm(y), where post_w is given), then out = norm(x). y NULL: out = norm(x). x and y are (n, dim).
+ * `adapt` (NULL: nothing) is added to y first, here and below. */
 void add_norm(elem *x, elem *y, const elem *post_w, const elem *w, elem *out, int64_t n, int64_t dim, float eps,
-              int adds_one) {
-#pragma omp parallel for schedule(static) if (n > 1)
-  for (int64_t i = 0; i < n; i++) {
-    elem *xi = x + i * dim;
-    if (y) {
-      elem *yi = y + i * dim; int64_t j = 0;
-      if (post_w) normalise(yi, post_w, yi, dim, eps, adds_one);
-      for (; j + V <= dim; j += V) store(xi + j, load(xi + j) + load(yi + j));
-      for (; j < dim; j++) put(xi + j, get(xi + j) + get(yi + j));
+              int adds_one, const branch *adapt) {
+#pragma omp parallel for schedule(static) if (n > ROWS)
+  for (int64_t first = 0; first < n; first += ROWS) {
+    int64_t end = first + ROWS < n ? first + ROWS : n;
+    if (adapt) adapt_rows(adapt, y, first, end - first);
+    for (int64_t i = first; i < end; i++) {
+      elem *xi = x + i * dim;
+      if (y) {
+        elem *yi = y + i * dim; int64_t j = 0;
+        if (post_w) normalise(yi, post_w, yi, dim, eps, adds_one);
+        for (; j + V <= dim; j += V) store(xi + j, load(xi + j) + load(yi + j));
+        for (; j < dim; j++) put(xi + j, get(xi + j) + get(yi + j));
+      }
+      normalise(xi, w, out + i * dim, dim, eps, adds_one);
     }
-    normalise(xi, w, out + i * dim, dim, eps, adds_one);
   }
 }
 
@@ -159,33 +224,37 @@ INLINE void rotate(elem *h, const float *cos, const float *sin, int64_t dim) {
  * BLOCK / 2, vdim, 2). */
 void store_qkv(elem *qkv, const elem *q_w, const elem *k_w, const float *cos, const float *sin, elem *cache,
                const int64_t *slots, int64_t n, int64_t heads, int64_t kv_heads, int64_t dim, int64_t vdim,
-               int64_t block_stride, float eps, int adds_one) {
+               int64_t block_stride, float eps, int adds_one, const branch *adapt) {
   int64_t width = (heads + 2 * kv_heads) * dim;
-#pragma omp parallel for schedule(static) if (n > 1)
-  for (int64_t i = 0; i < n; i++) {
-    elem *row = qkv + i * width;
-    for (int64_t h = 0; h < heads + kv_heads; h++) {
-      const elem *w = h < heads ? q_w : k_w;
-      if (w) normalise(row + h * dim, w, row + h * dim, dim, eps, adds_one);
-      rotate(row + h * dim, cos + i * dim, sin + i * dim, dim);
-    }
-    elem *block = cache + slots[i] / BLOCK * block_stride;
-    int64_t at = slots[i] % BLOCK;
-    for (int64_t h = 0; h < kv_heads; h++) {
-      const elem *k = row + (heads + h) * dim, *v = k + kv_heads * dim;
-      elem *keys = block + h * dim * BLOCK, *values = block + kv_heads * dim * BLOCK + h * BLOCK * vdim;
+#pragma omp parallel for schedule(static) if (n > ROWS)
+  for (int64_t first = 0; first < n; first += ROWS) {
+    int64_t end = first + ROWS < n ? first + ROWS : n;
+    if (adapt) adapt_rows(adapt, qkv, first, end - first);
+    for (int64_t i = first; i < end; i++) {
+      elem *row = qkv + i * width;
+      for (int64_t h = 0; h < heads + kv_heads; h++) {
+        const elem *w = h < heads ? q_w : k_w;
+        if (w) normalise(row + h * dim, w, row + h * dim, dim, eps, adds_one);
+        rotate(row + h * dim, cos + i * dim, sin + i * dim, dim);
+      }
+      elem *block = cache + slots[i] / BLOCK * block_stride;
+      int64_t at = slots[i] % BLOCK;
+      for (int64_t h = 0; h < kv_heads; h++) {
+        const elem *k = row + (heads + h) * dim, *v = k + kv_heads * dim;
+        elem *keys = block + h * dim * BLOCK, *values = block + kv_heads * dim * BLOCK + h * BLOCK * vdim;
 #if PAIRED
-      for (int64_t d = 0; d < dim; d++) keys[(d / 2 * BLOCK + at) * 2 + d % 2] = k[d];
-      elem *pair = values + at / 2 * vdim * 2;
-      for (int64_t d = 0; d < dim; d++) pair[2 * d + at % 2] = v[d];
-      /* The other half is read before its token comes, with weight 0, so it must be a number. If its token comes in
-       * this very batch, right behind, another thread may be writing it. */
-      if (at % 2 == 0 && !(i + 1 < n && slots[i + 1] == slots[i] + 1))
-        for (int64_t d = 0; d < dim; d++) pair[2 * d + 1] = 0;
+        for (int64_t d = 0; d < dim; d++) keys[(d / 2 * BLOCK + at) * 2 + d % 2] = k[d];
+        elem *pair = values + at / 2 * vdim * 2;
+        for (int64_t d = 0; d < dim; d++) pair[2 * d + at % 2] = v[d];
+        /* The other half is read before its token comes, with weight 0, so it must be a number. If its token comes in
+         * this very batch, right behind, another thread may be writing it. */
+        if (at % 2 == 0 && !(i + 1 < n && slots[i + 1] == slots[i] + 1))
+          for (int64_t d = 0; d < dim; d++) pair[2 * d + 1] = 0;
 #else
-      for (int64_t d = 0; d < dim; d++) keys[d * BLOCK + at] = k[d];
-      memcpy(values + at * vdim, v, dim * sizeof(elem));
+        for (int64_t d = 0; d < dim; d++) keys[d * BLOCK + at] = k[d];
+        memcpy(values + at * vdim, v, dim * sizeof(elem));
 #endif
+      }
     }
   }
 }
@@ -393,22 +462,99 @@ void attend(const elem *qkv, elem *out, const elem *cache, const int64_t *item_f
 /* ---- gated MLP -------------------------------------------------------------------------------------------------- */
 
 /* out = round(act(gate)) * up; gate_up (n, 2 dim) -> out (n, dim). kind 0: SiLU, 1: GELU in its tanh form. */
-void act_mul(const elem *gate_up, elem *out, int64_t n, int64_t dim, int kind) {
-#pragma omp parallel for schedule(static) if (n > 1)
-  for (int64_t i = 0; i < n; i++) {
-    const elem *gate = gate_up + i * 2 * dim, *up = gate + dim;
-    elem *to = out + i * dim;
-    for (int64_t j = 0; j < dim; j += V) {
-      int64_t left = dim - j; vf g = {0}, u = {0};
-      if (left >= V) { g = load(gate + j); u = load(up + j); }
-      else for (int64_t t = 0; t < left; t++) { g[t] = get(gate + j + t); u[t] = get(up + j + t); }
-      vf z = kind ? 2.0f * 0.7978845608028654f * (g + 0.044715f * g * g * g) : g; /* tanh(a) = 2 sigmoid(2a) - 1 */
-      vf y = rounded(g / (1.0f + vexp(-z))) * u;
-      if (left >= V) store(to + j, y);
-      else for (int64_t t = 0; t < left; t++) put(to + j + t, y[t]);
+void act_mul(elem *gate_up, elem *out, int64_t n, int64_t dim, int kind, const branch *adapt) {
+#pragma omp parallel for schedule(static) if (n > ROWS)
+  for (int64_t first = 0; first < n; first += ROWS) {
+    int64_t end = first + ROWS < n ? first + ROWS : n;
+    if (adapt) adapt_rows(adapt, gate_up, first, end - first);
+    for (int64_t i = first; i < end; i++) {
+      const elem *gate = gate_up + i * 2 * dim, *up = gate + dim;
+      elem *to = out + i * dim;
+      for (int64_t j = 0; j < dim; j += V) {
+        int64_t left = dim - j; vf g = {0}, u = {0};
+        if (left >= V) { g = load(gate + j); u = load(up + j); }
+        else for (int64_t t = 0; t < left; t++) { g[t] = get(gate + j + t); u[t] = get(up + j + t); }
+        vf z = kind ? 2.0f * 0.7978845608028654f * (g + 0.044715f * g * g * g) : g; /* tanh(a) = 2 sigmoid(2a) - 1 */
+        vf y = rounded(g / (1.0f + vexp(-z))) * u;
+        if (left >= V) store(to + j, y);
+        else for (int64_t t = 0; t < left; t++) put(to + j + t, y[t]);
+      }
     }
   }
 }
+
+/* ---- products ---------------------------------------------------------------------------------------------------- */
+
+#if PAIRED
+#define MR 8 /* rows of x and */
+#define NR 3 /* vectors of outputs whose sums stay in registers: 24 of the 32, as many as give a load for each 8 products */
+#define ROW_BLOCK 32
+
+/* Whole panels of NR * V outputs; in one, (in / 2, NR, V, 2): a pair of inputs of 16 outputs is what one instruction
+ * takes. What is left of `out` at the end has a panel with fewer vectors, filled up with zeros. w (out, in); in is even. */
+void pack_weight(const elem *w, elem *packed, int64_t first, int64_t count, int64_t in, int64_t out) {
+  int64_t vectors = (out + V - 1) / V;
+  for (int64_t o = first; o < first + count; o++) {
+    int64_t panel = o / (NR * V), at = o % (NR * V), left = vectors - panel * NR, cols = left < NR ? left : NR;
+    elem *to = packed + panel * NR * V * in + at * 2;
+    for (int64_t p = 0; p < in / 2; p++) memcpy(to + p * cols * V * 2, w + (o - first) * in + 2 * p, 2 * sizeof(elem));
+  }
+}
+
+INLINE void panel_rows(const int rows, const int cols, const elem *x, int64_t in, const elem *w, const elem *bias,
+                       elem *y, int64_t out, int64_t valid, const elem *ahead, int64_t lines) {
+  vf s[MR][NR];
+  for (int a = 0; a < rows; a++) for (int j = 0; j < cols; j++) s[a][j] = splat(0.0f);
+  for (int64_t p = 0; p < in / 2; p++) {
+    __m512bh c[NR];
+    if (p < lines) __builtin_prefetch(ahead + p * 32, 0, 2);
+    for (int j = 0; j < cols; j++) c[j] = (__m512bh)_mm512_loadu_si512(w + (p * cols + j) * V * 2);
+    for (int a = 0; a < rows; a++) {
+      int32_t pair; memcpy(&pair, x + a * in + 2 * p, sizeof pair);
+      __m512bh b = (__m512bh)_mm512_set1_epi32(pair);
+      for (int j = 0; j < cols; j++) s[a][j] = (vf)_mm512_dpbf16_ps((__m512)s[a][j], c[j], b);
+    }
+  }
+  for (int j = 0; j < cols; j++) {
+    vf add = bias ? load(bias + j * V) : splat(0.0f);
+    for (int a = 0; a < rows; a++) {
+      elem whole[V], *to = y + a * out + j * V;
+      if (valid - j * V >= V) store(to, s[a][j] + add);
+      else { store(whole, s[a][j] + add); memcpy(to, whole, (valid - j * V) * sizeof(elem)); }
+    }
+  }
+}
+
+#define PART(R, C) case (R) * 4 + (C): panel_rows(R, C, x, in, w, bias, y, out, valid, ahead, lines); break;
+#define PARTS(R) PART(R, 1) PART(R, 2) PART(R, 3)
+static void panel_any(int64_t rows, int64_t cols, const elem *x, int64_t in, const elem *w, const elem *bias, elem *y,
+                      int64_t out, int64_t valid, const elem *ahead, int64_t lines) {
+  switch (rows * 4 + cols) { PARTS(1) PARTS(2) PARTS(3) PARTS(4) PARTS(5) PARTS(6) PARTS(7) PARTS(8) }
+}
+
+/* y (n, out) = x (n, in) W^T + bias, W as pack_weight has made it, bias filled up to whole vectors (NULL: none). An
+ * output is one sum in one order, whatever n is: a row does not depend on its neighbours. While a panel is used, the
+ * next one comes from memory, a part with each group of rows. */
+void product(const elem *x, elem *y, const elem *packed, const elem *bias, int64_t n, int64_t in, int64_t out) {
+  int64_t vectors = (out + V - 1) / V, panels = (vectors + NR - 1) / NR, blocks = (n + ROW_BLOCK - 1) / ROW_BLOCK;
+  int64_t panel_size = NR * V * in, groups = (n + MR - 1) / MR;
+  int64_t lines = groups > 1 ? (panel_size / 32 + groups - 1) / groups : 0;
+#pragma omp parallel for schedule(static) collapse(2)
+  for (int64_t f = 0; f < panels; f++)
+    for (int64_t b = 0; b < blocks; b++) {
+      int64_t cols = vectors - f * NR < NR ? vectors - f * NR : NR, at = f * NR * V;
+      int64_t end = (b + 1) * ROW_BLOCK < n ? (b + 1) * ROW_BLOCK : n;
+      for (int64_t r = b * ROW_BLOCK; r < end; r += MR) {
+        const elem *ahead = packed + (f + 1) * panel_size + r / MR * lines * 32;
+        panel_any(end - r < MR ? end - r : MR, cols, x + r * in, in, packed + f * panel_size, bias ? bias + at : NULL,
+                  y + r * out + at, out, out - at, ahead, f + 2 < panels ? lines : 0);
+      }
+    }
+}
+#else
+void pack_weight(void) {}
+void product(void) {}
+#endif
 
 /* ---- products with a row or few ---------------------------------------------------------------------------------- */
 
@@ -440,63 +586,6 @@ void few_rows(const elem *x, elem *y, const elem *const *parts, const elem *cons
         for (; d + V <= in; d += V) { vf c = load(w + d); for (int a = 0; a < 4; a++) s[a] += c * loadf(xs + (a < n ? a : 0) * padded + d); }
         for (; d < in; d++) for (int a = 0; a < n; a++) tail[a] += get(w + d) * xs[a * padded + d];
         for (int a = 0; a < n; a++) put(y + a * out + o, hsum(s[a]) + tail[a]);
-      }
-    }
-  }
-}
-
-/* ---- adapter ---------------------------------------------------------------------------------------------------- */
-
-/* y += ((x A^T) R^T) B^T for the maps whose outputs lie side by side in y, all fed by x.
- * x (n, in); y (n, out); A (maps * rank, in) float32; R (maps, rank, rank) float32, row_stride apart for each token's
- * own (0: one for all); B (rank, out) float32, that is U diag(S) transposed; bounds (maps + 1,): where each map begins in y. */
-void adapt(const elem *x, elem *y, const float *A, const float *R, const float *B, const int64_t *bounds, int64_t n,
-           int64_t in, int64_t out, int64_t maps, int64_t rank, const int64_t *owner, int64_t row_stride) {
-  int64_t kinds = maps * rank, groups = (n + 3) / 4;
-#pragma omp parallel for schedule(static) if (groups > 1)
-  for (int64_t group = 0; group < groups; group++) {
-    int64_t first = group * 4, rows = n - first < 4 ? n - first : 4;
-    float *xs = scratch((size_t)(4 * (in + V) + 8 * kinds) * sizeof(float) + 256);
-    float *h = xs + 4 * (in + V), *hr = h + 4 * kinds;
-    int64_t padded = in + V;
-    for (int64_t a = 0; a < 4; a++) {
-      const elem *from = x + (first + (a < rows ? a : 0)) * in; int64_t d = 0;
-      for (; d + V <= in; d += V) storef(xs + a * padded + d, load(from + d));
-      for (; d < in; d++) xs[a * padded + d] = get(from + d);
-    }
-    for (int64_t k = 0; k < kinds; k++) {
-      const float *ak = A + k * in;
-      vf s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}; float t[4] = {0, 0, 0, 0}; int64_t d = 0;
-      for (; d + V <= in; d += V) {
-        vf c = loadf(ak + d);
-        s0 += c * loadf(xs + d); s1 += c * loadf(xs + padded + d);
-        s2 += c * loadf(xs + 2 * padded + d); s3 += c * loadf(xs + 3 * padded + d);
-      }
-      for (; d < in; d++) for (int a = 0; a < 4; a++) t[a] += ak[d] * xs[a * padded + d];
-      h[k] = hsum(s0) + t[0]; h[kinds + k] = hsum(s1) + t[1];
-      h[2 * kinds + k] = hsum(s2) + t[2]; h[3 * kinds + k] = hsum(s3) + t[3];
-    }
-    for (int64_t a = 0; a < rows; a++) {
-      const float *Ra = R + (row_stride ? owner[first + a] * row_stride : 0);
-      for (int64_t k = 0; k < kinds; k++) {
-        float s = 0;
-        for (int64_t c = 0; c < rank; c++) s += Ra[k * rank + c] * h[a * kinds + k / rank * rank + c];
-        hr[a * kinds + k] = s;
-      }
-      elem *ya = y + (first + a) * out;
-      for (int64_t map = 0; map < maps; map++) {
-        const float *hm = hr + a * kinds + map * rank;
-        int64_t j = bounds[map], end = bounds[map + 1];
-        for (; j + V <= end; j += V) {
-          vf s = {0};
-          for (int64_t c = 0; c < rank; c++) s += loadf(B + c * out + j) * hm[c];
-          store(ya + j, load(ya + j) + s);
-        }
-        for (; j < end; j++) {
-          float s = 0;
-          for (int64_t c = 0; c < rank; c++) s += B[c * out + j] * hm[c];
-          put(ya + j, get(ya + j) + s);
-        }
       }
     }
   }

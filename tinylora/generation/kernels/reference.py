@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinylora.generation.kernels.native import AdapterFactors
+from tinylora.generation.kernels.native import Branch
 from tinylora.generation.kernels.plan import Plan
 from tinylora.generation.kv_cache import BLOCK, KVCache
 from tinylora.models.architecture import Architecture
@@ -41,18 +41,23 @@ class TorchKernels:
             return (normalised * (1.0 + weight.to(self.wide))).to(x.dtype)
         return weight * normalised.to(x.dtype)
 
-    def add_norm(self, x: Tensor, y: Tensor | None, post_weight: Tensor | None, weight: Tensor, out: Tensor) -> None:
-        """x += y, y normalised first where post_weight is given; out = norm(x)."""
+    def add_norm(
+        self, x: Tensor, y: Tensor | None, post_weight: Tensor | None, weight: Tensor, out: Tensor,
+        branch: Branch | None = None,
+    ) -> None:  # fmt: skip
+        """x += y, y normalised first where post_weight is given; out = norm(x). The branch is y's."""
         if y is not None:
+            self._adapt(y, branch)
             x += y if post_weight is None else self._norm(y, post_weight)
         out.copy_(self._norm(x, weight))
 
     def store_qkv(
         self, qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos: Tensor, sin: Tensor, cache: KVCache,
-        layer: int, slots: Tensor,
+        layer: int, slots: Tensor, branch: Branch | None = None,
     ) -> None:  # fmt: skip
-        """Norm and rotation of q and k in place; k and v into the cache."""
+        """Norm and rotation of q and k in place; k and v into the cache. The branch is that of qkv."""
         assert not cache.paired
+        self._adapt(qkv, branch)
         heads = qkv.view(qkv.shape[0], self.heads + 2 * self.kv_heads, self.dim)
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         cos, sin = cos.to(qkv.dtype).unsqueeze(1), sin.to(qkv.dtype).unsqueeze(1)
@@ -94,18 +99,22 @@ class TorchKernels:
             values = values.to(self.wide).masked_fill(~seen[:, None, :, None], 0.0)
             result[part] = (torch.matmul(weights, values) / total).to(out.dtype)
 
-    def act_mul(self, gate_up: Tensor, out: Tensor, kind: int) -> None:
-        """out = act(gate) * up; kind 0 is SiLU, 1 is GELU in its tanh form."""
+    def act_mul(self, gate_up: Tensor, out: Tensor, kind: int, branch: Branch | None = None) -> None:
+        """out = act(gate) * up; kind 0 is SiLU, 1 is GELU in its tanh form. The branch is that of gate_up."""
+        self._adapt(gate_up, branch)
         gate, up = gate_up.chunk(2, dim=-1)
         activated = F.gelu(gate, approximate="tanh") if kind else F.silu(gate)
         torch.mul(activated, up, out=out)
 
-    def adapt(self, x: Tensor, y: Tensor, factors: AdapterFactors, R: Tensor, owner: Tensor) -> None:
-        """y += ((x A^T) R^T) B^T; R (vectors, modules, rank, rank) float32; owner (n,) int64: each token's vector."""
+    def _adapt(self, y: Tensor, branch: Branch | None) -> None:
+        """y += ((x A^T) R^T) B^T, for each of the maps side by side in y."""
+        if branch is None:
+            return
+        factors, R = branch.factors, branch.R
         maps, rank = factors.num_maps, factors.rank
-        h = F.linear(x.to(factors.A.dtype), factors.A).view(-1, maps, rank)
+        h = F.linear(branch.x.to(factors.A.dtype), factors.A).view(-1, maps, rank)
         matrices = R[:, factors.first : factors.first + maps]
-        chosen = matrices[0].unsqueeze(0) if len(R) == 1 else matrices[owner]
+        chosen = matrices[0].unsqueeze(0) if len(R) == 1 else matrices[branch.owner]
         h = torch.matmul(chosen, h.unsqueeze(-1)).squeeze(-1)
         bounds = factors.bounds.tolist()
         for i, (begin, end) in enumerate(pairwise(bounds)):
