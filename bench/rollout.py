@@ -82,10 +82,10 @@ class Sizes:
     equal: int = 144
     chat_prompt: int = 100
     chat_new: int = 64
-    chat_rounds: int = 3
+    chat_rounds: int = 5
     adapter_rows: int = 64
     adapter_new: int = 24
-    adapter_rounds: int = 3
+    adapter_rounds: int = 8
     changes: int = 40
 
 

@@ -46,6 +46,9 @@ INLINE void put(elem *p, float f) {
   *p = f != f ? 0x7FC0 : (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16); /* nearest, ties to even */
 }
 INLINE vf load(const elem *p) { vh h; memcpy(&h, p, 32); vu u = __builtin_convertvector(h, vu) << 16; return (vf)u; }
+#if PAIRED
+INLINE void store(elem *p, vf x) { __m256bh h = _mm512_cvtneps_pbh((__m512)x); memcpy(p, &h, 32); } /* below 2^-126: 0 */
+#else
 INLINE void store(elem *p, vf x) {
   vu u = (vu)x;
   vu r = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
@@ -53,6 +56,7 @@ INLINE void store(elem *p, vf x) {
   r = (r & ~(vu)is_nan) | (0x7FC0 & (vu)is_nan);
   vh h = __builtin_convertvector(r, vh); memcpy(p, &h, 32);
 }
+#endif
 INLINE vf rounded(vf x) {
   vu u = (vu)x;
   vu r = (u + 0x7FFF + ((u >> 16) & 1)) & 0xFFFF0000u;
@@ -121,6 +125,21 @@ typedef struct {
 
 #define ROWS 4 /* rows that adapt_rows takes at a time */
 
+/* y[begin to end) += B^T h, of one map; B (rank, out). */
+INLINE void expand(const int64_t rank, const float *B, const float *h, elem *y, int64_t out, int64_t begin, int64_t end) {
+  int64_t j = begin;
+  for (; j + V <= end; j += V) {
+    vf s = loadf(B + j) * h[0];
+    for (int64_t c = 1; c < rank; c++) s += loadf(B + c * out + j) * h[c];
+    store(y + j, load(y + j) + s);
+  }
+  for (; j < end; j++) {
+    float s = B[j] * h[0];
+    for (int64_t c = 1; c < rank; c++) s += B[c * out + j] * h[c];
+    put(y + j, get(y + j) + s);
+  }
+}
+
 /* Rows first to first + rows - 1 of y, at most ROWS. */
 static void adapt_rows(const branch *b, elem *y, int64_t first, int64_t rows) {
   const int64_t in = b->in, out = b->out, rank = b->rank, kinds = b->maps * rank, padded = in + V;
@@ -148,17 +167,8 @@ static void adapt_rows(const branch *b, elem *y, int64_t first, int64_t rows) {
     elem *ya = y + (first + a) * out;
     for (int64_t map = 0; map < b->maps; map++) {
       const float *hm = hr + a * kinds + map * rank;
-      int64_t j = b->bounds[map], end = b->bounds[map + 1];
-      for (; j + V <= end; j += V) {
-        vf s = {0};
-        for (int64_t c = 0; c < rank; c++) s += loadf(b->B + c * out + j) * hm[c];
-        store(ya + j, load(ya + j) + s);
-      }
-      for (; j < end; j++) {
-        float s = 0;
-        for (int64_t c = 0; c < rank; c++) s += b->B[c * out + j] * hm[c];
-        put(ya + j, get(ya + j) + s);
-      }
+      if (rank == 2) expand(2, b->B, hm, ya, out, b->bounds[map], b->bounds[map + 1]);
+      else expand(rank, b->B, hm, ya, out, b->bounds[map], b->bounds[map + 1]);
     }
   }
 }

@@ -184,9 +184,7 @@ class NativeKernels:
     def pack(self, weight: Tensor, packed: Tensor, first: int, out_features: int) -> None:
         """Put a weight (out, in) into a packed one of so many outputs, from output `first` on."""
         assert weight.is_contiguous() and weight.shape[1] % 2 == 0
-        self._c.pack_weight(
-            weight.data_ptr(), packed.data_ptr(), first, weight.shape[0], weight.shape[1], out_features
-        )
+        self._c.pack_weight(weight.data_ptr(), packed.data_ptr(), first, weight.shape[0], weight.shape[1], out_features)
 
     def product(self, x: Tensor, maps: PackedProduct) -> Tensor:
         """x (n, in) -> (n, out). Each row is the same whatever the others are."""
