@@ -6,7 +6,7 @@ values are expanded to the batch; then what is left of each prompt, padded on th
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,13 +36,13 @@ class Prefilled:
 
 
 @functools.cache
-def _cache_name(model_class: type[PreTrainedModel]) -> str:
-    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+def _cache_name(forward: Callable[..., object]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def with_cache(model: PreTrainedModel, cache: DynamicCache) -> dict[str, object]:
     """The arguments of a forward pass that reads and extends a cache: transformers 5.24 renamed one of them."""
-    return {_cache_name(type(model)): cache, "use_cache": True}
+    return {_cache_name(type(model).forward): cache, "use_cache": True}
 
 
 def common_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
