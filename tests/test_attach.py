@@ -249,7 +249,7 @@ def test_using_puts_the_vector_back_even_after_an_error(tiny_llama: PreTrainedMo
 def test_vectors_one_a_row_cannot_be_merged(tiny_llama: PreTrainedModel) -> None:
     adapter = attach(tiny_llama, CONFIG)
     adapter.write(torch.zeros(3, 7, 2))
-    with pytest.raises(UserError, match="cannot merge 3 vectors"):
+    with pytest.raises(UserError, match="3 vectors, one per row, have no one update"):
         adapter.merged_weights()
 
 

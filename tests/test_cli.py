@@ -19,7 +19,10 @@ from tinylora.cli import app
 from tinylora.training.adapter_file import save_vector
 from tinylora.training.config import GenerationConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
 
-VERBS = ("train", "eval", "chat", "inspect", "bench", "cache", "recipes")
+VERBS = (
+    "train", "eval", "chat", "inspect", "bench", "cache", "recipes", "encode", "decode", "verify", "export", "import",
+    "diff", "mix", "card", "push", "pull",
+)  # fmt: skip
 
 
 def tinylora_(*args: str, input: str | None = None) -> Any:
@@ -126,8 +129,8 @@ def test_misuse_exits_with_2(args: tuple[str, ...]) -> None:
         (("train", "demo", "--resume", "runs/x"), "--resume goes on with a run as it is"),
         (("train", "demo", "--dry-run", "--set", "adapter.targets=['nope']"), "match no linear map"),
         (("train", "demo", "--dry-run", "--set", "adapter.rank=2000"), "adapter.rank 2000 exceeds the smallest"),
-        (("eval", "no/such/run"), "no/such/run holds no adapter"),
-        (("chat", "no/such/run"), "no/such/run holds no adapter"),
+        (("eval", "no/such/run"), "there is no adapter 'no/such/run'"),
+        (("chat", "no/such/run"), "there is no adapter 'no/such/run'"),
         (("inspect", "nonsense"), "no model is named 'nonsense'"),
         (("inspect", "smollm2-135m-instruct", "--landscape", "--shapes"), "--landscape needs the weights"),
     ],

@@ -102,9 +102,9 @@ def test_settings_for_eval() -> None:
     same = settings_for_eval(trained)
     assert (same.model.device, same.train.num_threads, same.model.revision) == ("auto", 0, "abc")
     assert same.task == settings_for_eval(trained, trained.task.name).task == trained.task
-    other = settings_for_eval(trained, "gsm8k", "c/d", ["task.scorer=boxed"])
+    other = settings_for_eval(trained, "gsm8k", ["task.scorer=boxed"])
     assert (other.task.name, other.task.options, other.task.scorer) == ("gsm8k", {}, "boxed")
-    assert (other.model.name, other.model.revision, other.prompt) == ("c/d", "", trained.prompt)
+    assert (other.model.name, other.prompt) == ("a/b", trained.prompt)
     assert settings_for_eval(trained, "demo").prompt != trained.prompt  # a recipe brings its prompt
     with pytest.raises(UserError, match="no recipe is named 'nothing'"):
         settings_for_eval(trained, "nothing")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tinylora.adapter.attach import attach
     from tinylora.adapter.config import AdapterConfig
+    from tinylora.adapters import load_adapter, open_adapter
     from tinylora.errors import UserError
     from tinylora.models.load import load_base_model
     from tinylora.training.adapter_file import load_vector
@@ -12,15 +13,28 @@ if TYPE_CHECKING:
     from tinylora.training.train import resume, train
 
 __version__ = "0.1.0"
-__all__ = ["AdapterConfig", "UserError", "attach", "load_base_model", "load_recipe", "load_vector", "resume", "train"]
+__all__ = [
+    "AdapterConfig",
+    "UserError",
+    "attach",
+    "load_adapter",
+    "load_base_model",
+    "load_recipe",
+    "load_vector",
+    "open_adapter",
+    "resume",
+    "train",
+]
 
 _HOMES = {
     "AdapterConfig": "tinylora.adapter.config",
     "UserError": "tinylora.errors",
     "attach": "tinylora.adapter.attach",
+    "load_adapter": "tinylora.adapters",
     "load_base_model": "tinylora.models.load",
     "load_recipe": "tinylora.training.recipe",
     "load_vector": "tinylora.training.adapter_file",
+    "open_adapter": "tinylora.adapters",
     "resume": "tinylora.training.train",
     "train": "tinylora.training.train",
 }

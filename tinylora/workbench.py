@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tinylora.adapter.attach import AttachedAdapter, attach
+from tinylora.adapters import Adapter, put_on
 from tinylora.generation.engine import Engine, make_engine
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.busy import warn_if_busy
@@ -61,9 +62,18 @@ def resolve_micro_batch(model: PreTrainedModel, train: TrainConfig) -> int:
 
 
 def open_workbench(
-    config: RunConfig, *, task: bool | Task = True, say: Say = say_to_stderr, base: BaseModel | None = None
+    config: RunConfig,
+    *,
+    task: bool | Task = True,
+    say: Say = say_to_stderr,
+    base: BaseModel | None = None,
+    on: Adapter | None = None,
+    other_base: bool = False,
 ) -> Workbench:
     """Load the model, set the threads, attach v = 0 with the cached basis, build the task and the engine.
+
+    on: the adapter that is to be used; its base and basis are checked (see `adapters.put_on` for `other_base`), its
+    factors taken where it brings its own.
 
     Whatever "auto" stood for (device, dtype, threads, revision) and the engine that serves the model are resolved in
     the returned config.
@@ -81,7 +91,11 @@ def open_workbench(
         )
     if base.device.type == "cpu":
         warn_if_busy(threads, say)
-    adapter = attach(base.model, config.adapter, cache_dir=cache_dir(), source=list(base.files) or None)
+    if on is None:
+        adapter = attach(base.model, config.adapter, cache_dir=cache_dir(), source=list(base.files) or None)
+    else:
+        adapter = put_on(base.model, on, files=base.files, other_base=other_base)
+        adapter.write(None)
     if adapter.excluded:
         say(
             f"{len(adapter.excluded)} modules left out: " + "; ".join(f"{k} ({v})" for k, v in adapter.excluded.items())

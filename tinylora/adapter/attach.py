@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tinylora.adapter.basis import Factors, model_basis
+from tinylora.adapter.check import agrees, basis_check
 from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.explicit import ExplicitFactors
 from tinylora.adapter.grouping import select_targets, tie_groups
-from tinylora.adapter.layer import AdaptedLinear, Vector, delta_weight
-from tinylora.adapter.projection import projection
+from tinylora.adapter.layer import AdaptedLinear, Vector, delta_weight, mixing_matrix
+from tinylora.adapter.projection import Float64Array, projection
 from tinylora.errors import UserError
+
+PARAMETER = "tinylora_v"
 
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
@@ -46,8 +50,12 @@ class AttachedAdapter:
     groups: list[int]
     excluded: dict[str, str]
     factors: dict[str, Factors]
+    projections: dict[str, Float64Array] = field(repr=False)
+    """P of each module, (u, r, r)."""
     vector: Vector
     layers: dict[str, AdaptedLinear] = field(repr=False)
+    is_explicit: bool = False
+    """The factors were given, and cannot be rebuilt from the base and the config."""
 
     @property
     def num_groups(self) -> int:
@@ -85,30 +93,89 @@ class AttachedAdapter:
         if not torch.isfinite(v.detach()).all():
             raise UserError("the adapter vector holds a number that is not finite; nothing was changed")
         reference = self.zeros()
-        self.vector.value = v.to(device=reference.device, dtype=reference.dtype)
+        v = v.to(device=reference.device, dtype=reference.dtype)
+        parameter = self.model._parameters.get(PARAMETER)
+        if parameter is not None and v.dim() == 2 and self.vector.value is parameter:
+            parameter.data.copy_(v)
+        else:
+            self.vector.value = v
 
     @contextmanager
     def using(self, v: Tensor | None) -> Iterator[None]:
         """Run a block with another v (None: the base model), then put the old one back."""
         before = self.vector.value
-        self.write(v)
+        self.vector.value = self.zeros()  # so that a parameter keeps its numbers
         try:
+            self.write(v)
             yield
         finally:
             self.vector.value = before
 
     def delta(self, path: str, v: Tensor | None = None) -> Tensor:
         """dW of one module, (out, in), computed in float64."""
-        f, layer = self.factors[path], self.layers[path]
-        value = (self.vector.value if v is None else v)[..., layer.tie_group, :]
-        return delta_weight(f.U, f.S, f.V, layer.P.double().cpu(), value.detach().double().cpu())
+        f = self.factors[path]
+        return delta_weight(f.U, f.S, f.V, torch.from_numpy(self.projections[path]), self._vector_of(path, v))
+
+    def delta_factors(self, path: str, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """dW of one module as two thin factors, U diag(S) R (out, r) and V^T (r, in), in float64 on the CPU."""
+        f = self.factors[path]
+        R = mixing_matrix(self._vector_of(path, v), torch.from_numpy(self.projections[path]))
+        return (f.U * f.S) @ R, f.V.T
+
+    def _vector_of(self, path: str, v: Tensor | None) -> Tensor:
+        value = self.vector.value if v is None else v
+        if value.dim() != 2:
+            raise UserError(f"{len(value)} vectors, one per row, have no one update; write one v")
+        return value[self.groups[self.paths.index(path)]].detach().double().cpu()
+
+    def check(self) -> bytes:
+        """Four bytes that another machine compares with its own basis (check.py)."""
+        return basis_check(self.paths, self.factors, self.projections, self.groups)
+
+    def agrees_with(self, check: bytes) -> bool:
+        """Whether this is the basis that the four bytes were made of."""
+        return agrees(check, self.paths, self.factors, self.projections, self.groups)
+
+    def as_parameter(self) -> nn.Parameter:
+        """v as a parameter `tinylora_v` of the model, for training loops that collect a model's parameters.
+
+        It is the only one that requires a gradient. `write` changes its numbers; `detach` takes it off the model.
+        """
+        if not isinstance(self.vector.value, nn.Parameter):
+            parameter = nn.Parameter(self.read())
+            self.model.register_parameter(PARAMETER, parameter)
+            self.vector.value = parameter
+        return self.vector.value
+
+    @contextmanager
+    def lifted(self) -> Iterator[nn.Module]:
+        """Run a block on the bare base model, then put the adapter back."""
+        parameter = self.model._parameters.pop(PARAMETER, None)
+        for path, layer in self.layers.items():
+            _set_module(self.model, path, layer.base)
+        try:
+            yield self.model
+        finally:
+            for path, layer in self.layers.items():
+                _set_module(self.model, path, layer)
+            if parameter is not None:
+                self.model.register_parameter(PARAMETER, parameter)
 
     def detach(self) -> nn.Module:
         """Take the adapter off; the model is what it was before, module for module. Its weights stay frozen."""
         for path, layer in self.layers.items():
             _set_module(self.model, path, layer.base)
         self.layers = {}
+        self.model._parameters.pop(PARAMETER, None)
         return self.model
+
+    def is_transposed(self, path: str) -> bool:
+        """Whether the module stores its weight as (in, out)."""
+        return isinstance(self.layers[path].base, Conv1D)
+
+    def base_weight(self, path: str) -> Tensor:
+        """The frozen weight of one module, as it is stored."""
+        return _weight(self.layers[path].base).detach()
 
     def merged_weights(self) -> dict[str, Tensor]:
         """Weights with the update merged, by module path: pristine weight plus dW in float64, then cast once.
@@ -116,8 +183,6 @@ class AttachedAdapter:
         The model itself is not touched: merging in place and taking it back out drifts.
         Raises: UserError if v is one per row.
         """
-        if self.vector.value.dim() != 2:
-            raise UserError(f"cannot merge {len(self.vector.value)} vectors, one per row, into one model; write one v")
         merged = {}
         for path, layer in self.layers.items():
             weight = _weight(layer.base)
@@ -174,28 +239,76 @@ def attach(
     Raises: UserError for targets that match nothing, a rank too large, a quantised (packed) weight, or a model that
     already has an adapter.
     """
-    if any(isinstance(module, AdaptedLinear) for module in model.modules()):
-        raise UserError("the model already has an adapter; call detach() on it first")
+    _refuse_second(model)
     maps, paths = adapted_paths(model, config)
     factors, excluded = model_basis({path: maps[path] for path in paths}, config, cache_dir, source)
     kept = [path for path in paths if path not in excluded]
     if not kept:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(excluded.items())[:3])
         raise UserError(f"every target module was left out ({reasons}); choose other targets")
-    groups = tie_groups(kept, config)
+    projections = {path: projection(config.seed, path, config.u, config.rank) for path in kept}
+    return _put_on(model, maps, config, kept, tie_groups(kept, config), factors, projections, excluded)
+
+
+def attach_explicit(model: nn.Module, explicit: ExplicitFactors) -> AttachedAdapter:
+    """Freeze the model and put an adapter with given factors and v = 0 on it.
+
+    Raises: UserError for a module that the model lacks or that has another shape, a packed weight, or a model that
+    already has an adapter.
+    """
+    _refuse_second(model)
+    maps, factors, projections = linear_maps(model), {}, {}
+    for path, module in explicit.modules.items():
+        if path not in maps:
+            raise UserError(f"the adapter is for {path}, which this model does not have; give the base it was made for")
+        weight = _weight(maps[path])
+        shape = tuple(weight.T.shape if isinstance(maps[path], Conv1D) else weight.shape)
+        if not weight.dtype.is_floating_point:
+            raise UserError(f"{path} holds packed weights of type {weight.dtype}; load the model dequantised")
+        if shape != module.shape:
+            raise UserError(
+                f"the adapter's {path} has shape {module.shape} and this model's {shape}; give its own base"
+            )
+        factors[path] = Factors(module.U, module.S, module.V, gap=1.0)
+        projections[path] = module.P.numpy()
+    paths = list(explicit.modules)
+    config = AdapterConfig(rank=explicit.rank, u=explicit.u, tying="none", targets=tuple(paths))
+    groups = [module.tie_group for module in explicit.modules.values()]
+    return _put_on(model, maps, config, paths, groups, factors, projections, {}, is_explicit=True)
+
+
+def _refuse_second(model: nn.Module) -> None:
+    if any(isinstance(module, AdaptedLinear) for module in model.modules()):
+        raise UserError("the model already has an adapter; call detach() on it first")
+
+
+def _put_on(
+    model: nn.Module,
+    maps: dict[str, nn.Module],
+    config: AdapterConfig,
+    paths: list[str],
+    groups: list[int],
+    factors: dict[str, Factors],
+    projections: dict[str, Float64Array],
+    excluded: dict[str, str],
+    *,
+    is_explicit: bool = False,
+) -> AttachedAdapter:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     vector = Vector(torch.zeros(0))
     layers: dict[str, AdaptedLinear] = {}
-    for path, group in zip(kept, groups, strict=True):
+    for path, group in zip(paths, groups, strict=True):
         base = maps[path]
         weight = _weight(base)
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         f = factors[path]
-        P = torch.from_numpy(projection(config.seed, path, config.u, config.rank))
-        A, B, P = (t.to(device=weight.device, dtype=dtype).contiguous() for t in (f.V.T, f.U * f.S, P))
+        A, B, P = (
+            t.to(device=weight.device, dtype=dtype).contiguous()
+            for t in (f.V.T, f.U * f.S, torch.from_numpy(projections[path]))
+        )
         layers[path] = AdaptedLinear(base, A, B, P, tie_group=group, vector=vector)
         _set_module(model, path, layers[path])
-    adapter = AttachedAdapter(model, config, kept, groups, excluded, factors, vector, layers)
+    adapter = AttachedAdapter(model, config, paths, groups, excluded, factors, projections, vector, layers, is_explicit)
     adapter.write(None)
     return adapter

@@ -33,16 +33,23 @@ class Comparison:
     stopped: PairedResult
     base: tuple[ItemResult, ...]
     tuned: tuple[ItemResult, ...]
+    names: tuple[str, str] = ("untrained", "adapter")
 
     def to_json(self) -> dict[str, Any]:
         """Everything that `text` prints, for machines; not the items."""
         measures = {name: _measure_json(getattr(self, name)) for name in MEASURES}
         mean_tokens = {"base": _mean_tokens(self.base), "tuned": _mean_tokens(self.tuned)}
-        return {"compared": self.headline, "num_items": len(self.base), **measures, "mean_tokens": mean_tokens}
+        return {
+            "compared": self.headline,
+            "sides": list(self.names),
+            "num_items": len(self.base),
+            **measures,
+            "mean_tokens": mean_tokens,
+        }
 
     def text(self) -> str:
         """Lines for people; the first says what is compared."""
-        lines = [self.headline, f"{'':<11} {'untrained':<30} {'adapter':<30} difference"]
+        lines = [self.headline, f"{'':<11} {self.names[0]:<30} {self.names[1]:<30} difference"]
         for name in MEASURES:
             result: PairedResult = getattr(self, name)
             low, high = result.interval
@@ -58,11 +65,14 @@ class Comparison:
         return "\n".join(lines)
 
 
-def settings_for_eval(trained: RunConfig, task: str = "", model: str = "", overrides: Sequence[str] = ()) -> RunConfig:
+def settings_for_eval(
+    trained: RunConfig, task: str = "", overrides: Sequence[str] = (), *, is_bare: bool = False
+) -> RunConfig:
     """The settings a run was trained with, changed to what is to be evaluated.
 
     `task`: a task's name (gsm8k, jsonl, reasoning_gym:NAME), whose options start from the defaults unless it is the
     run's own; or a recipe, which brings its [task] and [prompt]. Device and threads are those of this machine.
+    is_bare: the adapter says nothing of its training; a recipe then brings [generation] and [eval], too.
     Raises: UserError for an unknown task, recipe or key.
     """
     config = replace(
@@ -70,14 +80,14 @@ def settings_for_eval(trained: RunConfig, task: str = "", model: str = "", overr
         model=replace(trained.model, device="auto"),
         train=replace(trained.train, num_threads=0),
     )
-    if model:
-        config = replace(config, model=replace(config.model, name=model, revision=""))
     if task and task != config.task.name:
         if task in ("gsm8k", "jsonl") or task.startswith("reasoning_gym:"):
             config = replace(config, task=TaskConfig(name=task))
         else:
             recipe = load_recipe(task)
             config = replace(config, task=recipe.task, prompt=recipe.prompt)
+            if is_bare:
+                config = replace(config, generation=recipe.generation, eval=recipe.eval)
     return apply_overrides(config, overrides)
 
 
@@ -92,12 +102,15 @@ def compare(
     v: Tensor,
     *,
     label: str | Path,
+    against: Tensor | None = None,
     num_items: int = 0,
     temperature: float = 0.0,
     seed: int = 0,
     say: Say,
 ) -> Comparison:
     """Evaluate v = 0 and `v` (groups, u) on the first `num_items` test items (0: the config's eval.num_test, or all).
+
+    against: another vector to compare with, instead of v = 0: the same numbers, of which `v` is a rounding.
 
     Raises: UserError if v does not fit the model, the task has no such items, or a scorer fails.
     """
@@ -110,8 +123,11 @@ def compare(
     every = bench.task.items("test")
     items = every[: num_items or config.eval.num_test or len(every)]
     how = "greedy" if temperature == 0 else f"sampled at temperature {temperature:g} (seed {seed})"
+    sides = f"the untrained {config.model.name} with {label}"
+    if against is not None:
+        sides = f"{label} on {config.model.name} with itself, rounded (|change of v| {float((v - against).norm()):.2g})"
     headline = (
-        f"comparing the untrained {config.model.name} with {label} ({v.numel()} trained numbers, "
+        f"comparing {sides} ({v.numel()} trained numbers, "
         f"|v| {float(v.norm()):.3g}) on the same {len(items):,} test items of {bench.task.name}, {how}, at most "
         f"{config.generation.max_new_tokens} tokens"
     )
@@ -132,8 +148,9 @@ def compare(
         )
         return tuple(results)
 
-    base, tuned = run(None, "untrained"), run(v, "adapter")
-    return from_results(headline, base, tuned)
+    names = ("untrained", "adapter") if against is None else ("adapter", "rounded")
+    base, tuned = run(against, names[0]), run(v, names[1])
+    return replace(from_results(headline, base, tuned), names=names)
 
 
 def from_results(headline: str, base: Sequence[ItemResult], tuned: Sequence[ItemResult]) -> Comparison:

@@ -244,7 +244,7 @@ class _Generation:
 
     def _draw(self, rows: Seq[Row], logits: Tensor) -> None:
         sequences: list[Sequence] = [row.sequence for row in rows]
-        drawn = draw_tokens(logits, sequences)
+        drawn = draw_tokens(logits, sequences, self.kernels.block_sums)
         for i, sequence in enumerate(sequences):
             if drawn.finite[i]:
                 sequence.append(drawn.token_ids[i], drawn.logprobs[i], drawn.sampling_logprobs[i], self.context_length)

@@ -26,6 +26,7 @@ from tinylora.generation.kernels.native import (
 )
 from tinylora.generation.kernels.plan import Plan
 from tinylora.generation.kv_cache import KVCache
+from tinylora.generation.sampler import BlockSums
 from tinylora.models.architecture import Architecture, DecoderLayer, Unsupported
 
 PACK_ROWS = 64
@@ -59,6 +60,9 @@ class Kernels(Protocol):
         """See NativeKernels."""
 
     def act_mul(self, gate_up: Tensor, out: Tensor, kind: int, branch: Branch | None = None) -> None:
+        """See NativeKernels."""
+
+    def block_sums(self, scores: Tensor, temperature: float) -> BlockSums:
         """See NativeKernels."""
 
 

@@ -8,7 +8,7 @@ one block of a row.
 Leaves out: processors that transformers has beyond those of `SamplingParams`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,9 +43,10 @@ class Drawn:
 
 
 @torch.no_grad()
-def draw_tokens(logits: Tensor, sequences: list[Sequence]) -> Drawn:
+def draw_tokens(logits: Tensor, sequences: list[Sequence], sums: "SumBlocks | None" = None) -> Drawn:
     """Draw the next token of every sequence, or take its forced one; sequences that have finished are not to be given.
 
+    sums: what stands for `block_sums`, where an engine has something faster.
     Shapes: logits (rows, vocabulary), any float dtype, left as they are; one sequence a row. A row whose logits hold a
     NaN or +inf, or nothing but -inf, sets its sequence's `error`; the other rows are not touched by it.
     """
@@ -57,10 +58,10 @@ def draw_tokens(logits: Tensor, sequences: list[Sequence]) -> Drawn:
     drawn = torch.zeros((4, rows), dtype=torch.float64, device=logits.device)
     for members in _parts(groups, sequences, logits):
         if len(members) == rows:
-            drawn = _draw_group(logits, sequences)
+            drawn = _draw_group(logits, sequences, sums or block_sums)
         else:
             index = torch.tensor(members, device=logits.device)
-            drawn[:, index] = _draw_group(logits[index], [sequences[i] for i in members])
+            drawn[:, index] = _draw_group(logits[index], [sequences[i] for i in members], sums or block_sums)
     token_ids, logprobs, sampling_logprobs, finite = drawn.tolist()
     for sequence, good in zip(sequences, finite, strict=True):
         if not good:
@@ -96,17 +97,17 @@ def _settings(params: SamplingParams) -> tuple[object, ...]:
     )
 
 
-def _draw_group(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+def _draw_group(logits: Tensor, sequences: list[Sequence], sum_blocks: "SumBlocks") -> Tensor:
     """Rows of like settings: token, logprob, sampling_logprob and whether finite, (4, rows) float64."""
     params = sequences[0].request.params
     state = _state(sequences) if params.temperature > 0 else None
     temperature = params.temperature or 1.0
-    sums = block_sums(logits, temperature)
+    sums = sum_blocks(logits, temperature)
     if params.is_plain:
         scores, own_temperature, own_sums = logits, temperature, sums
     else:
         scores, own_temperature = process(logits, sequences, params), 1.0
-        own_sums = block_sums(scores, 1.0)
+        own_sums = sum_blocks(scores, 1.0)
     tokens = own_sums.argmax(scores) if state is None else _sample(scores, own_temperature, own_sums, state)
     if any(sequence.request.forced_ids for sequence in sequences):
         forced = torch.tensor([sequence.forced_token() for sequence in sequences], device=logits.device)
@@ -148,6 +149,9 @@ class BlockSums:
         """log-probabilities of the tokens, (rows,) float64."""
         shifted = scores.gather(1, tokens.unsqueeze(-1)).double() - self.top
         return shifted.squeeze(-1) / temperature - self.sums.sum(-1).log()
+
+
+SumBlocks = Callable[[Tensor, float], BlockSums]
 
 
 def block_sums(scores: Tensor, temperature: float) -> BlockSums:

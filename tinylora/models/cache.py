@@ -11,6 +11,8 @@ KINDS = {
     "models": "embedded models, as fetched",
     "converted": "GGUF models unpacked to bf16",
     "basis": "singular vectors of the base models' weights",
+    "kernels": "compiled kernels of the rollout engine",
+    "bases": "base models seen here, by fingerprint",
     "digests": "remembered checksums",
     "calibration": "measured speeds of this machine",
 }

@@ -14,13 +14,23 @@ from tinylora.training.config import RunConfig
 from tinylora.training.recipe import dump_config, parse_recipe
 from tinylora.training.run_folder import write_atomically
 
-BEST, LAST = "adapter.safetensors", "last.safetensors"
+BEST, LAST, PORTABLE = "adapter.safetensors", "last.safetensors", "adapter.tinylora"
 
 
 def save_vector(path: Path, v: Tensor, config: RunConfig, facts: Mapping[str, object] | None = None) -> None:
     """Write v (groups, u) float32 and the run's settings, atomically."""
     metadata = {"format": "tinylora-vector-1", "config": dump_config(config), "facts": json.dumps(dict(facts or {}))}
     write_atomically(path, save({"v": v.detach().to("cpu", torch.float32).contiguous()}, metadata))
+
+
+def load_facts(path: Path) -> dict[str, object]:
+    """What `save_vector` was told beside v and settings, from an adapter file; empty if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            facts = json.loads((handle.metadata() or {}).get("facts", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def load_vector(path: Path) -> tuple[Tensor, RunConfig]:

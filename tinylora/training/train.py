@@ -9,22 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinylora.adapters import open_adapter
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import evaluate, mean
 from tinylora.evaluation.final import final_evaluation, prompt_candidates
+from tinylora.models.bases import remember
 from tinylora.models.load import encode_prompt
 from tinylora.reporting.metrics import JsonlWriter, Means, MetricsWriter
 from tinylora.reporting.progress import Progress, StepReport
 from tinylora.reporting.trackers import make_trackers
 from tinylora.tasks.base import Split, Task
-from tinylora.training.adapter_file import BEST, LAST, save_vector
+from tinylora.training.adapter_file import BEST, LAST, PORTABLE, save_vector
 from tinylora.training.config import RunConfig
 from tinylora.training.grpo import grpo_step, make_optimizer
 from tinylora.training.learner import Learner, Row
 from tinylora.training.liveness import check_liveness
 from tinylora.training.recipe import to_table
 from tinylora.training.rollouts import DataOrder, Rollouts, reward, sample_step
-from tinylora.training.run_folder import RunFolder, collect_environment, numeric_differences, resume_config
+from tinylora.training.run_folder import (
+    RunFolder,
+    collect_environment,
+    numeric_differences,
+    resume_config,
+    write_atomically,
+)
 from tinylora.workbench import Say, Workbench, open_workbench, say_to_stderr
 
 
@@ -212,9 +220,13 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             )
     chosen = v.detach() if config.train.keep == "last" or state.best_v is None else state.best_v
     chosen_step = state.step if config.train.keep == "last" or state.best_v is None else state.best_step
-    save_vector(folder.path / LAST, v, config, {"step": state.step})
-    save_vector(folder.path / BEST, chosen, config, {"step": chosen_step, "kept": config.train.keep})
+    facts = {"fingerprint": remember(bench.base).fingerprint.hex(), "basis_check": adapter.check().hex()}
+    save_vector(folder.path / LAST, v, config, {"step": state.step, **facts})
+    save_vector(folder.path / BEST, chosen, config, {"step": chosen_step, "kept": config.train.keep, **facts})
     say(f"saved {folder.path / BEST} ({config.train.keep} v, step {chosen_step}); next: tinylora chat {folder.path}")
+    portable = open_adapter(folder.path / BEST).to_portable()
+    write_atomically(folder.path / PORTABLE, portable.to_bytes())
+    say(f"and as {len(portable.to_bytes())} bytes: {folder.path / PORTABLE}; as text: tinylora encode {folder.path}")
     vector = chosen.detach().cpu().clone()
     result = None
     if config.eval.num_test:

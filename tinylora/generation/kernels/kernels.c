@@ -600,3 +600,38 @@ void few_rows(const elem *x, elem *y, const elem *const *parts, const elem *cons
     }
   }
 }
+
+/* ---- drawing ---------------------------------------------------------------------------------------------------- */
+
+#define SUM_BLOCK 256 /* tokens: BLOCK in sampler.py */
+
+/* scores (rows, vocabulary) -> tops (rows, blocks), top (rows,), NaN where a score is, and sums (rows, blocks) of
+ * exp((score - top) / temperature), blocks = vocabulary / SUM_BLOCK rounded up. */
+void block_sums(const elem *scores, float *tops, float *top, double *sums, int64_t rows, int64_t vocabulary,
+                float temperature) {
+  int64_t blocks = (vocabulary + SUM_BLOCK - 1) / SUM_BLOCK;
+#pragma omp parallel for schedule(static) if (rows > 1)
+  for (int64_t i = 0; i < rows; i++) {
+    const elem *row = scores + i * vocabulary;
+    vi odd = {0}; float most = -INFINITY; int is_nan = 0;
+    for (int64_t b = 0; b < blocks; b++) {
+      int64_t end = vocabulary - b * SUM_BLOCK < SUM_BLOCK ? vocabulary : (b + 1) * SUM_BLOCK, j = b * SUM_BLOCK;
+      vf best = splat(-INFINITY); float tail = -INFINITY;
+      for (; j + V <= end; j += V) { vf x = load(row + j); odd |= x != x; best = vmax(x, best); }
+      for (; j < end; j++) { float x = get(row + j); is_nan |= x != x; if (x > tail) tail = x; }
+      float one = hmax(best);
+      tops[i * blocks + b] = one = tail > one ? tail : one;
+      if (one > most) most = one;
+    }
+    for (int j = 0; j < V; j++) is_nan |= odd[j];
+    top[i] = is_nan ? NAN : most;
+    for (int64_t b = 0; b < blocks; b++) {
+      int64_t end = vocabulary - b * SUM_BLOCK < SUM_BLOCK ? vocabulary : (b + 1) * SUM_BLOCK, j = b * SUM_BLOCK;
+      vf s = {0}; double tail = 0;
+      for (; j + V <= end; j += V) s += vexp((load(row + j) - most) / temperature);
+      for (; j < end; j++) tail += expf((get(row + j) - most) / temperature);
+      for (int k = 0; k < V; k++) tail += s[k];
+      sums[i * blocks + b] = tail;
+    }
+  }
+}

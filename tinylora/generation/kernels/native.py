@@ -10,6 +10,7 @@ from torch import Tensor
 from tinylora.generation.kernels.build import Library, library
 from tinylora.generation.kernels.plan import Plan
 from tinylora.generation.kv_cache import LANES, KVCache
+from tinylora.generation.sampler import BLOCK, BlockSums, block_sums
 from tinylora.models.architecture import Architecture
 from tinylora.models.device import cpu_flags
 
@@ -23,6 +24,7 @@ _SIGNATURES = {
     "add_norm": (_P, _P, _P, _P, _P, _I, _I, _F, _B, _P),
     "store_qkv": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _B, _P),
     "attend": (*(_P,) * 5, _I, _P, _I, _P, _P, _P, _I, _P, _P, _I, _I, _I, _I, _I, _I, _F),
+    "block_sums": (_P, _P, _P, _P, _I, _I, _F),
     "act_mul": (_P, _P, _I, _I, _B, _P),
     "pack_weight": (_P, _P, _I, _I, _I, _I),
     "product": (_P, _P, _P, _P, _I, _I, _I),
@@ -203,3 +205,18 @@ class NativeKernels:
             x.shape[0], maps.in_features, maps.out_features,
         )  # fmt: skip
         return y
+
+    def block_sums(self, scores: Tensor, temperature: float) -> BlockSums:
+        """See `sampler.block_sums`, which takes over for other dtypes."""
+        if scores.dtype != self._architecture.dtype or not scores.is_contiguous():
+            return block_sums(scores, temperature)
+        rows, vocabulary = scores.shape
+        blocks = -(-vocabulary // BLOCK)
+        found = BlockSums(
+            torch.empty((rows, blocks)), torch.empty((rows, 1)), torch.empty((rows, blocks), dtype=torch.float64)
+        )
+        self._c.block_sums(
+            scores.data_ptr(), found.tops.data_ptr(), found.top.data_ptr(), found.sums.data_ptr(), rows, vocabulary,
+            temperature,
+        )  # fmt: skip
+        return found

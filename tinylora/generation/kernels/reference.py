@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from tinylora.generation.kernels.native import Branch
 from tinylora.generation.kernels.plan import Plan
 from tinylora.generation.kv_cache import BLOCK, KVCache
+from tinylora.generation.sampler import BlockSums, block_sums
 from tinylora.models.architecture import Architecture
 
 GATHER_NUMEL = 2**25
@@ -105,6 +106,10 @@ class TorchKernels:
         gate, up = gate_up.chunk(2, dim=-1)
         activated = F.gelu(gate, approximate="tanh") if kind else F.silu(gate)
         torch.mul(activated, up, out=out)
+
+    def block_sums(self, scores: Tensor, temperature: float) -> BlockSums:
+        """See `sampler.block_sums`."""
+        return block_sums(scores, temperature)
 
     def _adapt(self, y: Tensor, branch: Branch | None) -> None:
         """y += ((x A^T) R^T) B^T, for each of the maps side by side in y."""

@@ -1,0 +1,5 @@
+"""python -m tinylora.cli"""
+
+from tinylora.cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""What all verbs share: the app, their guard, options that many have."""
+
+import errno
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from tinylora.errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="tinylora",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: examples keep their lines, and so does a pipe
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; may be repeated.")
+]
+OtherBase = Annotated[
+    bool, typer.Option("--other-base", help="Go on though the base is not the one that the adapter was made for.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def say(text: str) -> None:
+    """Talk: stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def verb(command: Callable[P, T]) -> Callable[P, T]:
+    """Turn a user's mistake, a full disk, Ctrl-C and a closed pipe into one sentence or none, and an exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            result = command(*args, **kwargs)
+            sys.stdout.flush()  # here, so that a closed pipe shows up here
+            return result
+        except UserError as error:
+            say(f"tinylora: {error}")
+            raise typer.Exit(2) from None
+        except BrokenPipeError:
+            # The reader (head, less) has what it wanted. Python would complain once more when it flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            where = f" at {error.filename}" if error.filename else ""
+            say(f"tinylora: the disk is full{where}; free some space (tinylora cache shows what can go) and try again")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            say("tinylora: interrupted")
+            raise typer.Exit(130) from None
+
+    return guarded
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, ensure_ascii=False, default=str))

@@ -1,0 +1,96 @@
+"""train."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinylora.cli.common import Json, Overrides, app, print_json, say, verb
+from tinylora.cli.look import print_inspection
+from tinylora.errors import UserError
+
+if TYPE_CHECKING:
+    from tinylora.training.train import TrainResult
+
+
+@app.command()
+@verb
+def train(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe's name, or a .toml file.")] = None,
+    set_: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print counts, tokens, memory and hours; load no weights, train nothing.")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run; train.steps and log.* may change.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Train the numbers of an adapter by reinforcement learning.
+
+    \b
+    Examples:
+      tinylora train demo
+      tinylora train demo --set optim.lr=0.005 --set train.seed=1
+      tinylora train my.toml --dry-run
+      tinylora train --resume runs/demo-001 --set train.steps=200
+    """
+    if resume is not None:
+        if recipe is not None or dry_run:
+            raise UserError("--resume goes on with a run as it is: give no recipe and no --dry-run with it")
+        from tinylora.training.train import resume as resume_run
+
+        with _resumable(lambda: resume):
+            result = resume_run(resume, set_ or [], say=say)
+    else:
+        if recipe is None:
+            raise UserError("name a recipe, such as: tinylora train demo (tinylora recipes lists them)")
+        from tinylora.training.recipe import load_recipe
+
+        config = load_recipe(recipe, set_ or [])
+        if dry_run:
+            from tinylora.inspection import inspect_shapes
+
+            print_inspection(config, *inspect_shapes(config, say), as_json=as_json)
+            return
+        from tinylora.training.train import train as train_run
+
+        name = Path(recipe).stem
+        before = _runs(out, name)
+        with _resumable(lambda: next(iter(_runs(out, name) - before), None)):
+            result = train_run(config, out=out, name=name, say=say)
+    _print_run(result, as_json)
+
+
+def _runs(out: Path, name: str) -> set[Path]:
+    return set(out.glob(f"{name}-[0-9]*")) if out.is_dir() else set()
+
+
+@contextmanager
+def _resumable(run: Callable[[], Path | None]) -> Iterator[None]:
+    """On Ctrl-C, say how to go on with `run()`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder := run()) is None:
+            say("tinylora: interrupted before the run began; nothing was written")
+        else:
+            say(f"tinylora: interrupted; go on with: tinylora train --resume {folder}")
+        raise typer.Exit(130) from None
+
+
+def _print_run(done: "TrainResult", as_json: bool) -> None:
+    numbers = [float(number) for number in done.v.flatten()]
+    if as_json:
+        facts = {"run": str(done.run), "steps": done.steps, "seconds": done.seconds}
+        print_json({**facts, "v": numbers, "result": done.result})
+        return
+    if done.result is not None:
+        from tinylora.evaluation.final import format_result
+
+        print(format_result(done.result))
+        return
+    print(f"saved {len(numbers)} numbers in {done.run}; next: tinylora eval {done.run}, tinylora chat {done.run}")

@@ -1,0 +1,136 @@
+"""eval and chat: the untrained model beside an adapter."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from tinylora.cli.common import Json, OtherBase, Overrides, app, print_json, say, verb
+from tinylora.errors import UserError
+
+
+@app.command("eval")
+@verb
+def eval_(
+    adapter: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run folder, an adapter file, or a code.")],
+    task: Annotated[
+        str, typer.Option(help="gsm8k, jsonl, reasoning_gym:NAME, or a recipe; without it, the task of training.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="The base model, where it is not the one of training or is not known.")
+    ] = "",
+    other_base: OtherBase = False,
+    rounded: Annotated[
+        bool, typer.Option("--rounded", help="Compare the adapter with itself rounded to bfloat16 instead.")
+    ] = False,
+    num_items: Annotated[int, typer.Option(metavar="N", help="Test items; 0 takes the recipe's eval.num_test.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the untrained model and an adapter on the same held-out items.
+
+    \b
+    Examples:
+      tinylora eval runs/demo-001
+      tinylora eval runs/demo-001 --task gsm8k --num-items 200 --set generation.max_new_tokens=400
+      tinylora eval runs/demo-001/adapter.safetensors --task jsonl --set task.path=mine.jsonl --json
+      tinylora eval TINY-... --task demo
+      tinylora eval runs/demo-001 --rounded                  what rounding its numbers to bfloat16 costs
+    """
+    from tinylora.adapters import open_adapter
+    from tinylora.evaluation.compare import check_base_kept, compare, settings_for_eval
+    from tinylora.workbench import open_workbench
+
+    opened = open_adapter(adapter)
+    trained = opened.settings(model)
+    if opened.run is None and not task:
+        raise UserError(f"{opened.label} does not say on what it was trained; name a task or recipe with --task")
+    config = settings_for_eval(trained, task, set_ or [], is_bare=opened.run is None)
+    check_base_kept(trained, config)
+    bench = open_workbench(config, say=say, on=opened, other_base=other_base)
+    sides = (opened.v, opened.rounded("bfloat16").v) if rounded else (None, opened.v)
+    compared = compare(
+        bench, sides[1], label=opened.label, against=sides[0], num_items=num_items, temperature=temperature, seed=seed,
+        say=say,
+    )  # fmt: skip
+    if as_json:
+        print_json({"model": config.model.name, "adapter": opened.label, **compared.to_json()})
+    else:
+        print(compared.text())
+
+
+# --- chat ---
+
+
+@app.command()
+@verb
+def chat(
+    run: Annotated[str, typer.Argument(metavar="[RUN|ADAPTER]", help="A run folder, an adapter file, or a code.")] = "",
+    adapter: Annotated[str, typer.Option(metavar="ADAPTER", help="The same as an option.")] = "",
+    model: Annotated[
+        str, typer.Option(help="The base model, where it is not the one of training or is not known.")
+    ] = "",
+    other_base: OtherBase = False,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Answer this and end; may be repeated.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Token budget of an answer.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Send the line alone, without the recipe's system prompt and examples.")
+    ] = False,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Answer each typed line with the untrained model and the adapted one, side by side. Lines stand alone.
+
+    \b
+    Examples:
+      tinylora chat runs/demo-001
+      tinylora chat runs/demo-001 --prompt "12 + 30 =" --temperature 0.7
+      cat questions.txt | tinylora chat runs/demo-001 --plain --json
+      tinylora chat --adapter TINY-...
+    """
+    from tinylora.adapters import open_adapter
+    from tinylora.chat import format_pair, reply_pair
+    from tinylora.evaluation.compare import check_base_kept, settings_for_eval
+    from tinylora.workbench import open_workbench
+
+    if bool(run) == bool(adapter):
+        raise UserError("name one adapter, such as: tinylora chat runs/demo-001, or tinylora chat --adapter TINY-...")
+    opened = open_adapter(run or adapter)
+    trained = opened.settings(model)
+    config = settings_for_eval(trained, overrides=set_ or [])
+    check_base_kept(trained, config)
+    bench = open_workbench(config, task=False, say=say, on=opened, other_base=other_base)
+    v = opened.v
+    pairs = []
+    for line in prompt if prompt is not None else _typed_lines():
+        pair = reply_pair(
+            bench, v, line, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, plain=plain
+        )
+        pairs.append(dataclasses.asdict(pair))
+        if not as_json:
+            print(format_pair(pair) + "\n", flush=True)
+    if as_json:
+        print_json({"model": config.model.name, "adapter": opened.label, "replies": pairs})
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines of stdin that are not empty; on a terminal, with a prompt on stderr."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        say("type a line; end with Ctrl-D")
+    while True:
+        if terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()

@@ -1,0 +1,154 @@
+"""A model card: what was trained, on what, what it gained against which controls, what it cost, and how to load it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinylora.adapter.code import to_code
+from tinylora.adapter.portable import PortableAdapter
+from tinylora.adapters import Adapter
+from tinylora.errors import UserError
+
+UNKNOWN_LICENCE = "other"
+
+
+def model_card(
+    adapter: Adapter, portable: PortableAdapter | None, *, base_name: str, licence: str = "", run: Path | None = None
+) -> str:
+    """README.md of an adapter's folder. What is not known is said to be unknown, never made up.
+
+    run: the run folder, whose result.json and metrics.jsonl fill in the measures and the cost.
+    """
+    result = _read_json(run / "result.json") if run else None
+    settings = adapter.run
+    task = settings.task.name if settings else ""
+    lines = [
+        "---",
+        f"base_model: {base_name}",
+        "library_name: tinylora",
+        f"license: {licence or UNKNOWN_LICENCE}",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- tinylora",
+        "- reinforcement-learning",
+        "---",
+        "",
+        f"# {adapter.v.numel()} numbers for {base_name}",
+        "",
+        f"An adapter of {adapter.v.numel()} trained numbers (|v| = {float(adapter.v.norm()):.3g}); everything else is "
+        "rebuilt from the base model and a seed: W' = W + U diag(S) (sum_i v_i P_i) V^T (Morris et al. 2026, "
+        "arXiv:2602.04118).",
+        "",
+    ]
+    if portable is not None:
+        data = portable.to_bytes()
+        lines += [
+            f"The file has {len(data)} bytes. The same as text:",
+            "",
+            "```",
+            to_code(data),
+            "```",
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM",
+            "import tinylora",
+            f'model = AutoModelForCausalLM.from_pretrained("{base_name}")',
+            'tinylora.load_adapter(model, "TINY-...")',
+            "```",
+            "",
+        ]
+    lines += ["## What was trained", ""]
+    lines += _training(adapter, base_name, licence)
+    lines += ["", "## What it changed", ""]
+    lines += _measures(result, task)
+    lines += ["", "## What it cost", ""]
+    lines += _cost(run, result)
+    return "\n".join(lines) + "\n"
+
+
+def _training(adapter: Adapter, base_name: str, licence: str) -> list[str]:
+    settings, config = adapter.run, adapter.config
+    lines = [f"- Base: {base_name}" + (f", fingerprint {adapter.fingerprint.hex()}" if adapter.fingerprint else "")]
+    if settings is not None and settings.model.revision:
+        lines.append(f"- Revision of the base: {settings.model.revision}")
+    lines.append(f"- Licence of the base: {licence or 'not stated here; see the base model'}")
+    if config is not None:
+        groups = f"{config.num_groups} even chunks" if config.num_groups else f"{config.tying}, n_tie {config.n_tie}"
+        lines.append(
+            f"- Adapter: rank {config.rank}, u = {config.u}, {adapter.v.shape[0]} tie groups ({groups}), targets "
+            f"{', '.join(config.targets)}, basis {config.basis}, seed {config.seed}"
+        )
+    elif adapter.explicit is not None:
+        lines.append(f"- Adapter with factors of its own: {adapter.explicit.origin}")
+    if settings is None:
+        lines.append("- How it was trained is not recorded in the adapter.")
+        return lines
+    scores = ", ".join(f"{weight:g} x {name}" for name, weight in settings.reward.items())
+    lines += [
+        f"- Task: {settings.task.name}; reward {scores}",
+        f"- GRPO: {settings.grpo.prompts_per_step} prompts x {settings.grpo.group_size} completions a step, "
+        f"{settings.train.steps} steps, learning rate {settings.optim.lr:g}, temperature "
+        f"{settings.generation.temperature:g}, at most {settings.generation.max_new_tokens} tokens",
+        f"- Training seed {settings.train.seed}",
+    ]
+    return lines
+
+
+def _measures(result: Mapping[str, Any] | None, task: str) -> list[str]:
+    if result is None:
+        return ["Not measured: there is no final evaluation of this adapter."]
+    primary = result["primary"]
+    rows = [
+        ("greedy, strict (the measure declared beforehand)", primary["text"]),
+        ("greedy, value only", result["value_only"]["text"]),
+        ("sampled, strict", result["sampled"]["text"]),
+        ("untrained with the best prompt found, against trained", result["best_prompt"]["against_tuned"]["text"]),
+        ("untrained with a larger token budget, against trained", result["larger_budget"]["against_tuned"]["text"]),
+    ]
+    randoms = [f"{100 * r['correct'] / r['total']:.1f} %" for r in result["random"]]
+    return [
+        f"On {primary['base']['total']:,} held-out items{f' of {task}' if task else ''}, untrained and trained on the "
+        "same items; 95 % intervals, p by exact McNemar.",
+        "",
+        "| measure | result |",
+        "| --- | --- |",
+        *[f"| {name} | {text} |" for name, text in rows],
+        f"| random vectors of the same norm | {', '.join(randoms) or 'none tried'} |",
+        "",
+        str(result["verdict"]),
+    ]
+
+
+def _cost(run: Path | None, result: Mapping[str, Any] | None) -> list[str]:
+    rows = _read_lines(run / "metrics.jsonl") if run else []
+    sampled = sum(int(row.get("tokens_sampled", 0)) for row in rows)
+    if not rows or not sampled:
+        return ["Not recorded."]
+    environment = _read_json(run / "environment.json") if run else None
+    seconds = sum(float(row.get("seconds", 0.0)) for row in rows)
+    machine = (environment or {}).get("cpu") or (environment or {}).get("processor") or ""
+    steps = sum("tokens_sampled" in row for row in rows)
+    lines = [f"- {sampled:,} tokens sampled in {steps} steps, {seconds / 60:.1f} minutes of training"]
+    if result is not None:
+        lines.append(f"- with the final evaluation {float(result['seconds']) / 60:.1f} minutes")
+    if machine:
+        lines.append(f"- on {machine}")
+    return lines
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+    return found if isinstance(found, dict) else None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,86 @@
+"""Base models seen on this machine, by fingerprint: to find the base of an adapter, and to say what is wrong with
+another one."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tinylora.models.digest import write_atomically
+from tinylora.models.fingerprint import Fingerprint, Identity, from_json, identify, to_json
+from tinylora.models.load import BaseModel
+from tinylora.paths import cache_dir
+
+SAME_TO_ROUNDING = 3e-3
+"""Relative distance up to which weights differ by another number format; rounding to bfloat16 is some 2e-3."""
+NEAR = 0.25
+"""Relative distance up to which two checkpoints come from one training: 2 to 20 % is what 4 to 8 bits cost."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SeenBase:
+    """A base model that was loaded here once."""
+
+    identity: Identity
+    names: tuple[str, ...]
+    """As given to load it, the latest first."""
+    seen: str
+    """Date of the last time, ISO 8601."""
+
+
+def folder() -> Path:
+    """Where they are kept; it can be deleted at any time."""
+    return cache_dir() / "bases"
+
+
+def remember(base: BaseModel) -> Identity:
+    """The identity of a base model as it was loaded, noted among those seen."""
+    identity = identify(base.model, base.files)
+    name = base.name if base.kind in ("hub", "embedded") else str(Path(base.name).expanduser().resolve())
+    if base.revision:
+        name = f"{name}@{base.revision}"
+    known = lookup(identity.fingerprint)
+    names = (name, *(other for other in (known.names if known else ()) if other != name))
+    today = datetime.now(UTC).date().isoformat()
+    if known is None or known.names != names or known.seen != today:
+        entry = {"names": names, "seen": today, **to_json(identity)}
+        write_atomically(folder() / f"{identity.fingerprint.hex()}.json", json.dumps(entry))
+    return identity
+
+
+def lookup(fingerprint: Fingerprint) -> SeenBase | None:
+    """The base with this fingerprint, if it has been seen; a damaged entry counts as not seen."""
+    try:
+        entry = json.loads((folder() / f"{fingerprint.hex()}.json").read_text())
+        return SeenBase(from_json(entry), tuple(map(str, entry["names"])), str(entry["seen"]))
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        return None
+
+
+def explain_difference(wanted: Fingerprint, found: Identity) -> str:
+    """What is different about a base that an adapter was not made for: the end of a sentence."""
+    known = lookup(wanted)
+    name = f" ({known.names[0]})" if known else ""
+    if wanted.shape != found.fingerprint.shape:
+        other = f"a {known.identity.architecture} of {known.identity.num_weights:,} weights{name}" if known else "it"
+        return (
+            f"another architecture or other shapes: {other} was expected, this is a {found.architecture} of "
+            f"{found.num_weights:,}"
+        )
+    if known is None:
+        return "the same architecture and shapes, but other weights; the right base has not been seen on this machine"
+    distance = known.identity.distance(found)
+    if distance is None:
+        return f"the same architecture and shapes, but other weights than {known.names[0]}"
+    near = f"{_guess(distance)} {known.names[0]}?"
+    return f"the same architecture and shapes, weights differ by {_percent(distance)}: {near}"
+
+
+def _percent(distance: float) -> str:
+    return f"{100 * distance:.2g} %"
+
+
+def _guess(distance: float) -> str:
+    if distance < SAME_TO_ROUNDING:
+        return "a copy in another number format, or a fine-tune, of"
+    return "a quantised copy, or a fine-tune, of" if distance < NEAR else "another training run than"
