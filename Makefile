@@ -17,8 +17,9 @@ CONSTRAINTS := -c constraints/tested.txt $(shell nvidia-smi >/dev/null 2>&1 || e
 INPUTS_HASH := $(shell (cat pyproject.toml constraints/*.txt; echo "$(CONSTRAINTS)") | cksum | cut -d' ' -f1)
 STAMP := .venv/.ready-$(INPUTS_HASH)
 BENCH_STAMP := .venv-bench/.ready-$(INPUTS_HASH)
+INTEROP_STAMP := .venv-interop/.ready-$(INPUTS_HASH)
 
-.PHONY: help demo test lint format bench-setup clean
+.PHONY: help demo test lint format bench-setup interop-setup clean
 
 help:
 	@echo "make demo         train 13 numbers of a real model, and measure what they changed (about half an hour on 2 cores)"
@@ -26,7 +27,8 @@ help:
 	@echo "make lint         ruff and mypy only"
 	@echo "make format       let ruff reformat the code"
 	@echo "make bench-setup  an environment of its own, .venv-bench, with the peers that bench/ compares with"
-	@echo "make clean        remove both environments (the model cache stays: see tinylora cache)"
+	@echo "make interop-setup  another, .venv-interop, with llama.cpp and lm-evaluation-harness (compiles for minutes)"
+	@echo "make clean        remove all environments (the model cache stays: see tinylora cache)"
 
 demo: $(STAMP)
 	.venv/bin/tinylora train demo
@@ -44,6 +46,8 @@ format: $(STAMP)
 	.venv/bin/ruff format .
 
 bench-setup: $(BENCH_STAMP)
+
+interop-setup: $(INTEROP_STAMP)
 
 # $(1): folder of the environment, $(2): what pip installs. A folder without the stamp is not trusted, only reused.
 define set_up
@@ -70,5 +74,8 @@ $(STAMP):
 $(BENCH_STAMP):
 	$(call set_up,.venv-bench,-e '.[peft]' trl)
 
+$(INTEROP_STAMP):
+	$(call set_up,.venv-interop,llama-cpp-python 'lm-eval[hf]' transformers peft accelerate)
+
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-interop .mypy_cache .pytest_cache .ruff_cache

@@ -23,6 +23,7 @@ from tinylora.generation.kernels.plan import Run, make_plan
 from tinylora.generation.kernels.reference import TorchKernels
 from tinylora.generation.kv_cache import BLOCK, KVCache, blocks_for
 from tinylora.generation.native_backend import NativeEngine
+from tinylora.generation.sampler import block_sums
 
 COUNTS = (1, 3, 5, 17)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -492,6 +493,37 @@ def test_the_other_kernels_do_not_depend_on_threads_and_neighbours(dtype: torch.
     for i in range(n):
         for whole, alone in zip(together, results(slice(i, i + 1)), strict=True):
             assert torch.equal(whole[i], alone[0])
+
+
+@needs_compiler
+@every_dtype
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 3.0])
+@pytest.mark.parametrize("vocabulary", [5, 256, 259, 1000, 1031])
+def test_block_sums(dtype: torch.dtype, temperature: float, vocabulary: int, threads: int) -> None:
+    """Against float64 NumPy, and against what the sampler does without C where scores are not finite."""
+    run = kernels("native", architecture(dtype))
+    for rows in (1, 7):
+        scores = numbers(rows, rows, vocabulary, dtype=dtype, spread=6)
+        scores[0, -1] = -torch.inf
+        found = run.block_sums(scores, temperature)
+        x = exact(scores)
+        padded = np.pad(x, ((0, 0), (0, -vocabulary % 256)), constant_values=-np.inf).reshape(rows, -1, 256)
+        np.testing.assert_array_equal(exact(found.tops), padded.max(-1))
+        np.testing.assert_array_equal(exact(found.top), x.max(-1, keepdims=True))
+        weights = np.exp((padded - x.max(-1)[:, None, None]) / temperature)
+        np.testing.assert_allclose(exact(found.sums), weights.sum(-1), rtol=2e-6, atol=1e-30)
+        assert torch.equal(found.argmax(scores), scores.argmax(-1))
+        for i in range(rows):  # no row hangs on its neighbours
+            assert torch.equal(run.block_sums(scores[i : i + 1].contiguous(), temperature).sums[0], found.sums[i])
+    for odd in (torch.nan, torch.inf, -torch.inf):
+        for at in (0, vocabulary - 1):
+            bad = numbers(3, 2, vocabulary, dtype=dtype)
+            bad[1, at] = odd
+            c, plain = run.block_sums(bad, temperature), block_sums(bad, temperature)
+            assert torch.equal(torch.isfinite(c.top), torch.isfinite(plain.top))
+            assert torch.equal(c.tops[0], plain.tops[0])
+    other = numbers(4, 2, vocabulary, dtype=torch.float64)
+    assert torch.equal(run.block_sums(other, 1.0).sums, block_sums(other, 1.0).sums)
 
 
 @needs_compiler

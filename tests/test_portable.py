@@ -40,6 +40,26 @@ def test_the_sizes_that_are_promised() -> None:
     assert len(adapter().to_bytes()) == 56
 
 
+def test_the_vectors_of_format_md() -> None:
+    from pathlib import Path
+
+    from tinylora.adapter.code import from_code, to_code
+
+    text = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    section = text[text.index("<!-- vectors -->") : text.index("<!-- /vectors -->")]
+    lines = [line.strip() for line in section.splitlines() if line.startswith("    ")]
+    codes = [line for line in lines if line.startswith("TINY-")]
+    assert len(codes) == 2
+    for value_type, code in zip(("bfloat16", "float32"), codes, strict=True):
+        values = (np.arange(-6, 7) / 8).astype(np.float32).reshape(13, 1)
+        made = PortableAdapter(
+            config=AdapterConfig(num_groups=13), fingerprint=FINGERPRINT, check=CHECK, values=values,
+            value_type=value_type,
+        )  # fmt: skip
+        assert to_code(made.to_bytes()) == code
+        assert from_code(code).hex() in "".join(lines)
+
+
 def test_the_layout_byte_by_byte() -> None:
     """Taken apart by hand, with no code of ours."""
     made = adapter(groups=3, value_type="float32", num_groups=0, tying="structured", n_tie=300, u=2, rank=4, seed=5)
