@@ -204,9 +204,7 @@ def llama_cpp(base: BaseModel, ids: list[tuple[int, ...]], folder: Path, python:
             counts["near_ties" if gaps[first] < NEAR_TIE else "other_differences"] += 1
     fixed = [[*prompt, *tokens] for prompt, tokens in zip(ids, ours, strict=True)][:20]
     say("llama.cpp on the quantised base")
-    kl = peer(
-        python, "llama_cpp_peer.py", {**common, "what": "kl", "model": str(source), "prompts": fixed}, folder
-    )
+    kl = peer(python, "llama_cpp_peer.py", {**common, "what": "kl", "model": str(source), "prompts": fixed}, folder)
     assert kl is not None
     theirs = float(np.mean([x for row in kl["kl"] for x in row]))
     mine = []

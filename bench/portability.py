@@ -6,8 +6,8 @@ paths of torch and oneDNN, and, with --other-python, another torch and transform
 against the adapter's own check, and answers 50 prompts greedily in float32 through transformers' forward pass.
 
 `max_rel_update_error` is the largest |dW - dW'| / |dW| over modules and conditions. `same_tokens` counts the
-completions that are equal, of all; one that differs is a near tie if the reference's two best logits lie within 1e-3 there, and
-`other_differences` counts those that are not.
+completions that are equal, of all; one that differs is a near tie if the reference's two best logits lie within 1e-3
+there, and `other_differences` counts those that are not.
 
     python bench/portability.py [--model smollm2-135m-instruct] [--other-python PATH] [--save]
 """

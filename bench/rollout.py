@@ -13,6 +13,8 @@ side computes beyond a row's length does not count. Cells, for each model:
     chat    1 prompt of 100 tokens, 64 new tokens
     adapter ours alone: a decode step with one v for all rows and with one v a row against the base (64 rows and 1 row,
             prompts of 8 tokens, so that attention hides nothing), and the time that a change of v costs
+    batches not in a default run, meant for a GPU (--device cuda): 1, 64 and 256 rows with prompts of their own, 128 new
+            tokens each, against generate and transformers' continuous batching, and the share of the bound
     peer    not in a default run: other settings of generate (below)
 
 `generate`: left padding, sampling at temperature 1 with top_k 0 and top_p 1, no eos, rows ended by a StoppingCriteria
@@ -68,6 +70,7 @@ from tinylora.roofline import decode_bound, measure_machine
 
 CELLS = ("8x8", "32x8", "equal", "chat", "adapter")
 MODELS = ("smollm2-135m-instruct", "Qwen/Qwen2.5-Coder-0.5B-Instruct")
+OTHER_CELLS = ("batches", "peer")
 GROUP = 8
 
 
@@ -179,19 +182,21 @@ class OwnLength(StoppingCriteria):
         self.width = width
         self.times = times
         self.lengths = torch.tensor(lengths)
+        """On the CPU; moved to where the tokens are when it is asked."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         if self.times is not None:
             self.times.append(time.perf_counter())
-        return (input_ids.shape[1] - self.width) >= self.lengths
+        return (input_ids.shape[1] - self.width) >= self.lengths.to(input_ids.device)
 
 
 def generate(base: BaseModel, rollouts: Rollouts, times: list[float] | None = None, **options: Any) -> float:
     """Seconds of one call of transformers' generate for all rows at once; `times` gets the time of every step's end."""
     width = max(map(len, rollouts.prompts))
     pad = base.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in rollouts.prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in rollouts.prompts])
+    device = base.device
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in rollouts.prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in rollouts.prompts], device=device)
     # What is None in a call's config is filled from the model's own, so eos has to be taken from that one.
     base.model.generation_config = GenerationConfig(pad_token_id=pad)
     config = GenerationConfig(
@@ -405,7 +410,7 @@ def peer_settings(base: BaseModel, seed: int) -> dict[str, Any]:
     return result
 
 
-def continuous_batching(base: BaseModel, rollouts: Rollouts) -> dict[str, float]:
+def continuous_batching(base: BaseModel, rollouts: Rollouts, *, plain: bool = True) -> dict[str, float]:
     """transformers' own scheduler with a paged cache; what it needs beside `generate` is its own business."""
     model: Any = base.model
     model.generation_config = GenerationConfig(pad_token_id=base.pad_token_id)
@@ -426,15 +431,35 @@ def continuous_batching(base: BaseModel, rollouts: Rollouts) -> dict[str, float]
         made = sum(len(one.generated_tokens) for one in out.values())
         if made != rollouts.kept:
             raise RuntimeError(f"{made} of {rollouts.kept} tokens came back")
-    plain = generate(base, rollouts)
-    return {"seconds_of_8_tokens": round(seconds[-1], 2), "generate_seconds_of_8_tokens": round(plain, 2)}
+    found = {"seconds": round(seconds[-1], 2)}
+    return {**found, "generate_seconds": round(generate(base, rollouts), 2)} if plain else found
+
+
+def batches(engine: Any, base: BaseModel, sizes: Sequence[int], seed: int) -> dict[str, Any]:
+    """Tokens a second by rows, of both sides and of transformers' continuous batching, and the share of the bound."""
+    result: dict[str, Any] = {}
+    for rows in sizes:
+        rollouts = draw_rollouts(base, rows, 1, (128, 128), (128, 128), seed)
+        time_ours(engine, rollouts)  # records what a GPU replays
+        found = compare(engine, base, rollouts, ours_after=False)
+        try:
+            continuous = continuous_batching(base, rollouts, plain=False)
+            found["continuous_tokens_per_second"] = round(rollouts.kept / continuous["seconds"], 1)
+        except Exception as error:  # whatever it says is the finding
+            found["continuous_tokens_per_second"] = (
+                f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            )
+        found["roofline"] = roofline(engine, base, rollouts)
+        result[str(rows)] = found
+        say(f"  {rows} rows: {found}")
+    return result
 
 
 # --- a model ---
 
 
 def run_model(name: str, arguments: argparse.Namespace, sizes: Sizes, cells: Sequence[str]) -> dict[str, Any]:
-    base = load_base_model(name, device="cpu", dtype="bfloat16")
+    base = load_base_model(name, device=arguments.device, dtype="bfloat16")
     transformers_logging.set_verbosity_error()
     seed, widths = arguments.seed, sizes.prompt_lengths
     result: dict[str, Any] = {"busy_cores": {}}
@@ -448,6 +473,9 @@ def run_model(name: str, arguments: argparse.Namespace, sizes: Sizes, cells: Seq
         result[cell] = found
         say(f"  {found}")
 
+    if "batches" in cells:
+        begin("batches")
+        done("batches", batches(make_engine(arguments.engine, base), base, (1, 64, 256), seed))
     if "peer" in cells:
         begin("peer")
         done("peer", peer_settings(base, seed))
@@ -491,7 +519,8 @@ def run_model(name: str, arguments: argparse.Namespace, sizes: Sizes, cells: Seq
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(MODELS), help="names, folders, .gguf files or hub ids")
-    parser.add_argument("--only", default=",".join(CELLS), help=f"cells, of {', '.join(CELLS)} and peer")
+    parser.add_argument("--only", default=",".join(CELLS), help=f"cells, of {', '.join((*CELLS, *OTHER_CELLS))}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0 takes the cores really available")
     parser.add_argument("--rounds", type=int, default=1, help="passes of generate in 8x8 and equal")
     parser.add_argument("--peer-rows", type=int, default=0, help="rows that generate takes at once in 32x8")
@@ -504,14 +533,15 @@ def main() -> None:
     parser.add_argument(
         "--save",
         action="store_true",
-        help="keep the result in bench/results/rollout.json; with --only peer, in rollout_peer.json",
+        help="keep the result in bench/results/rollout.json; with --only peer, in rollout_peer.json; on a GPU, in "
+        "rollout_cuda.json",
     )
     arguments = parser.parse_args()
     if arguments.quick and arguments.save:
         parser.error("--quick is for a look, its figures are no result; leave --save out")
     cells = [cell.strip() for cell in arguments.only.split(",") if cell.strip()]
-    if unknown := [cell for cell in cells if cell not in (*CELLS, "peer")]:
-        parser.error(f"--only knows {', '.join(CELLS)} and peer, not {', '.join(unknown)}")
+    if unknown := [cell for cell in cells if cell not in (*CELLS, *OTHER_CELLS)]:
+        parser.error(f"--only knows {', '.join((*CELLS, *OTHER_CELLS))}, not {', '.join(unknown)}")
     threads = arguments.threads or available_threads()
     torch.set_num_threads(threads)
     warn_if_busy(threads, say)
@@ -530,11 +560,13 @@ def main() -> None:
         "speedup_equal_lengths": each("equal", "speedup"),
         "speedup_batch_1": each("chat", "speedup"),
         "adapter": {name: found["adapter"] for name, found in models.items() if "adapter" in found},
+        "batches": {name: found["batches"] for name, found in models.items() if "batches" in found},
         "models": models,
         "settings": {**vars(arguments), "models": list(models), "cells": cells, "sizes": asdict(sizes)},
         "seconds": round(time.perf_counter() - start),
     }
-    finish("rollout_peer" if cells == ["peer"] else "rollout", result, arguments.save)
+    name = "rollout_peer" if cells == ["peer"] else "rollout"
+    finish(name if arguments.device == "cpu" else f"{name}_{arguments.device}", result, arguments.save)
 
 
 if __name__ == "__main__":

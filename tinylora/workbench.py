@@ -108,6 +108,7 @@ def open_workbench(
         adapter=adapter,
         max_batch_rows=config.generation.max_batch_rows,
         kv_budget_bytes=int(config.generation.kv_budget_gib * 2**30),
+        cuda_graphs=config.generation.cuda_graphs,
         say=say,
     )
     resolved = replace(

@@ -1,6 +1,6 @@
 """The peer process of bench/interop.py that runs lm-evaluation-harness with its own `peft=` argument.
 
-    python lm_eval_peer.py JOB.json        (an interpreter with lm-eval; see README.md)
+python lm_eval_peer.py JOB.json        (an interpreter with lm-eval; see README.md)
 """
 
 import json

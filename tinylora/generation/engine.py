@@ -40,6 +40,7 @@ def make_engine(
     adapter: AttachedAdapter | None = None,
     max_batch_rows: int = 128,
     kv_budget_bytes: int = KV_BUDGET_BYTES,
+    cuda_graphs: bool = True,
     say: Callable[[str], None],
 ) -> Engine:
     """The engine for a model: `backend`, or for a model that "native" does not cover "transformers", and `say` says so.
@@ -55,6 +56,7 @@ def make_engine(
                 adapter=adapter,
                 max_batch_rows=max_batch_rows,
                 kv_budget_bytes=kv_budget_bytes,
+                cuda_graphs=cuda_graphs,
             )
         except Unsupported as reason:
             say(f"the native rollout engine does not cover this model, so transformers samples, slower: {reason}")

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from tinylora.adapter.attach import AttachedAdapter
 from tinylora.errors import UserError
+from tinylora.generation.graphs import DecodeGraphs, Recorder, record_cuda
 from tinylora.generation.kernels.build import NoKernels
 from tinylora.generation.kernels.native import NativeKernels
 from tinylora.generation.kernels.plan import Plan, Run, make_plan, next_plan
@@ -48,8 +49,13 @@ class NativeEngine:
         kv_budget_bytes: int = KV_BUDGET_BYTES,
         prefill_tokens: int = PREFILL_TOKENS,
         use_c: bool = True,
+        cuda_graphs: bool = True,
+        recorder: Recorder | None = None,
     ) -> None:
         """Prepare the weights: on CPUs a packed copy of them. With adapter None an attached one is ignored.
+
+        cuda_graphs: on a GPU, record decode steps and replay them (graphs.py). recorder: another way to record them, on
+        any device.
 
         kv_budget_bytes bounds the memory for keys and values: sequences wait where it is full. `note` says what makes
         the engine slower than it could be: no C kernels though `use_c`, or no memory for the packed weights.
@@ -84,6 +90,11 @@ class NativeEngine:
         self._runner = Runner(
             self.architecture, self.kernels, adapter, context_length, prepack=self._has_room_to_prepack()
         )
+        self._graphs: DecodeGraphs | None = None
+        if recorder is not None or (cuda_graphs and self.architecture.device.type == "cuda"):
+            # Recordings point into the cache, so it stays; the last block is for rows that pad.
+            cache = self.kernels.new_cache(kv_budget_bytes // self.block_bytes + 1)
+            self._graphs = DecodeGraphs(self._runner, cache, recorder or record_cuda)
 
     def _has_room_to_prepack(self) -> bool:
         """Whether the packed copy of the weights fits into the memory that is free, with as much again left over."""
@@ -123,7 +134,7 @@ class NativeEngine:
         )  # fmt: skip
         self._check_budget(scheduler)
         with torch.inference_mode():
-            _Generation(self._runner, self.kernels, scheduler, vectors, self.context_length).run()
+            _Generation(self._runner, self.kernels, scheduler, vectors, self.context_length, self._graphs).run()
         return collect(sequences)
 
     def _check_budget(self, scheduler: Scheduler) -> None:
@@ -161,16 +172,22 @@ class _Generation:
     """One call of generate."""
 
     def __init__(
-        self, runner: Runner, kernels: Kernels, scheduler: Scheduler, vectors: Seq[Tensor | None], context_length: int
-    ) -> None:
+        self, runner: Runner, kernels: Kernels, scheduler: Scheduler, vectors: Seq[Tensor | None], context_length: int,
+        graphs: DecodeGraphs | None,
+    ) -> None:  # fmt: skip
         self.runner = runner
         self.kernels = kernels
         self.scheduler = scheduler
         self.context_length = context_length
         self.R = runner.matrices(vectors)
-        most = sum(scheduler.most_blocks(row) for row in scheduler.waiting)
-        # find_prefixes takes blocks besides, never more than the pool has.
-        self.cache = kernels.new_cache(min(scheduler.pool.num_blocks, 2 * most))
+        self.graphs = graphs
+        if graphs is None:
+            most = sum(scheduler.most_blocks(row) for row in scheduler.waiting)
+            # find_prefixes takes blocks besides, never more than the pool has.
+            self.cache = kernels.new_cache(min(scheduler.pool.num_blocks, 2 * most))
+        else:
+            self.cache = graphs.cache
+            graphs.begin(self.R)
         self.device = runner.architecture.device
         self.plan: Plan | None = None
         """Of the running sequences' next token, where nothing but time has passed since it was made."""
@@ -238,9 +255,17 @@ class _Generation:
         if new:
             scheduler.start(new)
         if finished:
+            self._clear_failed(finished)
             scheduler.retire(finished)
         if new or finished or fills:
             self.plan = None
+
+    def _clear_failed(self, finished: Seq[Row]) -> None:
+        """Blocks of rows whose numbers are not finite are handed on as zeros: SDPA multiplies what is unseen by 0."""
+        for row in finished:
+            if row.sequence.error:
+                last = row.prompt.num_rows == 1
+                self.cache.clear(row.own + (row.prompt.table[row.prompt.num_borrowed :] if last else []))
 
     def _draw(self, rows: Seq[Row], logits: Tensor) -> None:
         sequences: list[Sequence] = [row.sequence for row in rows]
@@ -270,5 +295,7 @@ class _Generation:
         ends = list(range(len(running)))
         for fill in fills:
             ends.append((ends[-1] if ends else -1) + len(fill.token_ids))
+        if self.graphs is not None and not fills:
+            return self.graphs.step(torch.tensor(token_ids, device=self.device), plan, self.owner)
         keep = torch.tensor(ends, device=self.device)
         return self._forward(token_ids, plan, self.owner, keep)

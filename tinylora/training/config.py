@@ -106,6 +106,8 @@ class GenerationConfig:
     """Completions decoded side by side."""
     kv_budget_gib: float = 2.0
     """Memory for keys and values (native); completions wait for their turn where it is full."""
+    cuda_graphs: bool = True
+    """On a GPU, record decode steps and replay them, which saves the time to launch their many small kernels."""
 
     def __post_init__(self) -> None:
         above_zero = "a finite number above 0 (a greedy rollout has nothing to compare)"

@@ -21,7 +21,9 @@ class TorchKernels:
 
     name = "torch"
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, *, sdpa: bool | None = None) -> None:
+        """sdpa: attention by torch's scaled_dot_product_attention, in the model's dtype; by default on CUDA alone."""
+        self.sdpa = architecture.device.type == "cuda" if sdpa is None else sdpa
         self.heads, self.kv_heads, self.dim = architecture.num_heads, architecture.num_kv_heads, architecture.head_dim
         self.eps, self.adds_one, self.scale = architecture.norm_eps, architecture.norm_adds_one, architecture.scale
         self.wide = torch.float64 if architecture.dtype == torch.float64 else torch.float32
@@ -29,8 +31,11 @@ class TorchKernels:
         self._architecture = architecture
 
     def new_cache(self, num_blocks: int) -> KVCache:
-        """Memory for keys and values, in the layout of these kernels."""
-        return KVCache(self._architecture, num_blocks)
+        """Memory for keys and values, in the layout of these kernels; zeros where SDPA multiplies unseen ones by 0."""
+        cache = KVCache(self._architecture, num_blocks)
+        if self.sdpa:
+            cache.memory.zero_()
+        return cache
 
     def prepare(self) -> None:
         """Nothing to do: torch has its own threads."""
@@ -76,7 +81,9 @@ class TorchKernels:
         q = q.view(n, self.kv_heads, self.heads // self.kv_heads, self.dim)
         result = out.view(n, self.kv_heads, self.heads // self.kv_heads, self.dim)
         shared_low, own_low = plan.low(window)
-        shared_of = torch.repeat_interleave(plan.shared_table.long(), plan.item_count, dim=0)
+        shared_of = plan.shared_table.long()
+        if plan.num_items != n:
+            shared_of = torch.repeat_interleave(shared_of, plan.item_count, dim=0, output_size=n)
         table = torch.cat([shared_of, plan.own_table.long()], dim=1)
         width = shared_of.shape[1] * BLOCK
         per_token = max(1, table.shape[1] * BLOCK * self.kv_heads * self.dim)
@@ -91,6 +98,13 @@ class TorchKernels:
                 (place >= shared_low[part, None]) & (place < plan.shared_high[part, None]),
                 (place - width >= own_low[part, None]) & (place - width < plan.own_high[part, None]),
             )
+            if self.sdpa:
+                # The heads of one key-value head are so many queries of it. What is not seen is finite: see new_cache.
+                queries = qkv[part, : self.heads * self.dim].view(-1, self.kv_heads, *q.shape[2:])
+                result[part] = F.scaled_dot_product_attention(
+                    queries, keys.transpose(2, 3), values, attn_mask=seen[:, None, None], scale=self.scale
+                )
+                continue
             scores = torch.matmul(q[part], keys.to(self.wide)).masked_fill(~seen[:, None, None], -torch.inf)
             # torch's own SDPA rounds the weights of the values, not their sum, to the model's dtype.
             weights = torch.exp(scores - scores.amax(-1, keepdim=True))
