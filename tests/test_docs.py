@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import tinylora
 from tinylora.cli import app
 from tinylora.tasks import build_task
 from tinylora.training.recipe import load_recipe, to_table
@@ -98,7 +99,9 @@ def test_readme_python_imports_what_there_is() -> None:
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
                     names.add(alias.name)
-    assert {"train", "attach"} <= names
+    used = set(re.findall(r"\btinylora\.(\w+)\(", README))
+    assert used >= {"load_adapter", "attach", "AdapterConfig"} and used <= set(tinylora.__all__)
+    assert "train" in names
 
 
 def test_no_number_stands_where_the_demo_was_not_measured() -> None:

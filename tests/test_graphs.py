@@ -5,6 +5,7 @@ shapes, addresses and Python decisions of its recording for good.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,10 +111,7 @@ def test_sdpa_computes_the_same_attention(dtype: torch.dtype) -> None:
     for sdpa in (False, True):
         engine = NativeEngine(model, context_length=400, use_c=False)
         engine.kernels = engine._runner.kernels = TorchKernels(engine.architecture, sdpa=sdpa)
-        forced = [
-            Request(prompt_ids=r.prompt_ids, params=r.params, key=r.key, forced_ids=tuple(range(3, 3 + r.params.max_new_tokens)))
-            for r in mixed_requests()
-        ]  # fmt: skip
+        forced = [replace(r, forced_ids=tuple(range(3, 3 + r.params.max_new_tokens))) for r in mixed_requests()]
         found.append(engine.generate(forced))
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.15)

@@ -2,7 +2,8 @@
 
 A step's rows and tables are padded to a few sizes. For each, the forward pass is recorded once with its inputs in
 buffers that stay where they are; a replay copies the new numbers into them. A row that pads writes its key and value
-into a block of its own and sees nothing else. Buffers, recordings and the cache they point into live as long as the engine.
+into a block of its own and sees nothing else. Buffers, recordings and the cache they point into live as long as the
+engine.
 Leaves out: steps that compute prompts too, whose shapes never come again.
 """
 
