@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,16 @@ class Ours:
         }
 
 
-def run_ours(job: dict[str, Any], backend: str) -> dict[str, Any]:
+def profile_of(step: Callable[[], Any]) -> dict[str, Any]:
+    """Where one step's CPU time goes: milliseconds of torch's operators by name, C kernels of the engine apart."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        found = step()
+    operators = sorted(profiler.key_averages(), key=lambda one: -one.self_cpu_time_total)
+    top = {one.key: [round(one.self_cpu_time_total / 1e3, 1), one.count] for one in operators[:14]}
+    return {"step": found, "operators_ms_and_calls": top}
+
+
+def run_ours(job: dict[str, Any], backend: str, profile: bool = False) -> dict[str, Any]:
     """The child process of our side."""
     ours, memory, steps = Ours(job, backend), PeakMemory(), []
     for number in range(job["warmup"] + job["steps"]):
@@ -234,6 +244,7 @@ def run_ours(job: dict[str, Any], backend: str) -> dict[str, Any]:
         "dtype_v": str(ours.v.dtype),
         "process_peak_mb": memory.process_peak_mb(),
         "threads": torch.get_num_threads(),
+        "profile": profile_of(ours.step) if profile else None,
     }
 
 
@@ -243,6 +254,7 @@ def environment(threads: int, more: dict[str, str]) -> dict[str, str]:
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "1000",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
@@ -374,6 +386,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "peer": peer | {"settings": runs["peer"][0]["settings"], "environment": PEER_ENVIRONMENT},
         "load_by_run": [one[0] for one in loads if one],
     }
+    result["profile_of_ours"] = run_child([*ours_command, "--profile"], arguments.threads, arguments.limit_seconds, {})[
+        "profile"
+    ]
     if arguments.as_it_comes:
         print("the peer as it comes, once", file=sys.stderr, flush=True)
         run = run_child([*peer_command, "--as-it-comes"], arguments.threads, arguments.limit_seconds, {})
@@ -405,9 +420,11 @@ def main() -> None:
     parser.add_argument("--limit-seconds", type=float, default=1800, help="for one process")
     parser.add_argument("--save", action="store_true", help="keep the result in bench/results/")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(run_ours(json.loads(Path(arguments.child).read_text()), arguments.backend)))
+        job = json.loads(Path(arguments.child).read_text())
+        print(json.dumps(run_ours(job, arguments.backend, arguments.profile)))
         return
     arguments.threads = arguments.threads or available_threads()
     if arguments.quick:

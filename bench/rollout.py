@@ -45,6 +45,7 @@ import random
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -304,6 +305,40 @@ def roofline(engine: Any, base: BaseModel, rollouts: Rollouts) -> dict[str, Any]
     }
 
 
+def profile(engine: Any, base: BaseModel, rollouts: Rollouts) -> dict[str, float]:
+    """Milliseconds of a step of the equal cell by what is called, mean over all of its steps; the calls are wrapped."""
+    spent: Counter[str] = Counter()
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **more: Any) -> Any:
+            start = time.perf_counter()
+            found = call(*args, **more)
+            spent[name] += time.perf_counter() - start
+            return found
+
+        return run
+
+    runner, kernels = engine._runner, engine.kernels
+    products = [p for layer in runner.layers for p in (layer.qkv, layer.o, layer.gate_up, layer.down)] + [runner.head]
+    before = [product.compute for product in products]
+    for product in products:
+        name = f"product {product.out_features} x {product.in_features}"
+        product.compute = timed(name, product.compute)
+    calls = ("add_norm", "store_qkv", "attend", "act_mul", "block_sums")
+    for name in calls:
+        setattr(kernels, name, timed(name, getattr(kernels, name)))
+    try:
+        seconds = time_ours(engine, rollouts)
+    finally:
+        for product, compute in zip(products, before, strict=True):
+            product.compute = compute
+        for name in calls:
+            delattr(kernels, name)
+    steps = rollouts.lengths[0]
+    rest = seconds - sum(spent.values())
+    return {name: round(1e3 * t / steps, 2) for name, t in [*spent.most_common(), ("rest", rest)]}
+
+
 def adapter_overhead(kind: str, base: BaseModel, sizes: Sizes, seed: int) -> dict[str, Any]:
     """Decode steps under one v, and under one v a row, against an engine that was made before there was an adapter."""
     plain = make_engine(kind, base)
@@ -493,6 +528,8 @@ def run_model(name: str, arguments: argparse.Namespace, sizes: Sizes, cells: Seq
             rollouts = draw_rollouts(base, sizes.prompts, GROUP, widths, (sizes.equal, sizes.equal), seed)
             done("equal", compare(engine, base, rollouts, rounds=arguments.rounds, ours_after=False))
             done("roofline", roofline(engine, base, rollouts))
+            if arguments.engine == "native":
+                done("profile", profile(engine, base, rollouts))
         if "chat" in cells:
             begin("chat")
             rollouts = draw_rollouts(base, 1, 1, (sizes.chat_prompt,) * 2, (sizes.chat_new,) * 2, seed)

@@ -108,7 +108,7 @@ def test_the_environment_is_set_unless_the_user_set_it() -> None:
         "print([os.environ[k] for k in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'TOKENIZERS_PARALLELISM')])"
     )
     done = python(code, OMP_WAIT_POLICY="ACTIVE", TOKENIZERS_PARALLELISM="false")
-    assert "['ACTIVE', '0', 'false']" in done.stdout, done.stderr
+    assert "['ACTIVE', '1000', 'false']" in done.stdout, done.stderr
 
 
 # --- exit codes ---

