@@ -1,8 +1,8 @@
 """How long should a thread spin at a barrier before it sleeps, alone and beside another process?
 
 A decode step of 64 rows has some three hundred barriers. Threads that sleep at once are late at each; threads that
-spin hold the core that the thread they wait for needs. For each GOMP_SPINCOUNT, with OMP_WAIT_POLICY=PASSIVE, and for libgomp
-as it comes: the step in a process alone, then in two at once with as many threads each as there are cores.
+spin hold the core that the thread they wait for needs. For each GOMP_SPINCOUNT, with OMP_WAIT_POLICY=PASSIVE, and for
+libgomp as it comes: the step in a process alone, then in two at once with as many threads each as there are cores.
 
     python bench/spin.py [--model smollm2-135m-instruct] [--counts 0,1000,10000] [--save]
 """
