@@ -13,10 +13,11 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
 from tinylora import benchmark, roofline
-from tinylora.benchmark import BenchSettings, format_bench, peak_memory, reset_peak_memory, run_bench
+from tinylora.benchmark import BenchSettings, format_bench, run_bench
 from tinylora.cli import app
 from tinylora.errors import UserError
 from tinylora.models.architecture import Unsupported
+from tinylora.peak_memory import peak_memory, reset_peak_memory
 from tinylora.roofline import Machine, decode_bound, kv_bytes, linear_shapes, measure_machine, step_seconds
 
 CPU = torch.device("cpu")

@@ -30,7 +30,7 @@ from tinylora.training.config import (
 )
 from tinylora.training.train import TrainResult, resume, train
 
-TIMING = {"seconds", "rollout_seconds", "tokens_per_second", "time"}
+TIMING = {"seconds", "rollout_seconds", "tokens_per_second", "cpu_seconds", "peak_memory_bytes", "time"}
 STEPS = 10
 
 

@@ -6,11 +6,9 @@ own, so nothing is shared. Leaves out: training, adapters, and prompts or answer
 
 import gc
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -22,6 +20,7 @@ from tinylora.models.architecture import Unsupported
 from tinylora.models.busy import warn_if_busy
 from tinylora.models.device import available_threads
 from tinylora.models.load import BaseModel, load_base_model
+from tinylora.peak_memory import peak_memory, reset_peak_memory
 from tinylora.roofline import Machine, decode_bound, kv_bytes, measure_machine
 
 Backend = Literal["native", "transformers"]
@@ -247,36 +246,6 @@ def random_requests(base: BaseModel, settings: BenchSettings, clock: StepClock) 
         Request(prompt_ids=tuple(prompt), params=params, key=row, should_stop=clock.watch(row))
         for row, prompt in enumerate(prompts)
     ]
-
-
-# --- memory ---
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Let the peak start from what is held now, where the system can do that (Linux, CUDA)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # not Linux, or not allowed: the peak is then that since the process began
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch held on a GPU, else the most of main memory that the process held."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass  # not Linux
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
 
 
 # --- for people ---

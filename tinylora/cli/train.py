@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from tinylora.training.train import TrainResult
 
 
+class Control(StrEnum):
+    """Rewards that are no task."""
+
+    none = "none"
+    format = "format"
+    shuffled = "shuffled"
+
+
 @app.command()
 @verb
 def train(
@@ -26,6 +35,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run; train.steps and log.* may change.")
     ] = None,
+    control: Annotated[
+        Control, typer.Option(help="Train on a control reward: format (right or wrong), or shuffled.")
+    ] = Control.none,
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -36,11 +48,12 @@ def train(
       tinylora train demo
       tinylora train demo --set optim.lr=0.005 --set train.seed=1
       tinylora train my.toml --dry-run
+      tinylora train demo --control format                 what a reward for the format alone would do
       tinylora train --resume runs/demo-001 --set train.steps=200
     """
     if resume is not None:
-        if recipe is not None or dry_run:
-            raise UserError("--resume goes on with a run as it is: give no recipe and no --dry-run with it")
+        if recipe is not None or dry_run or control is not Control.none:
+            raise UserError("--resume goes on with a run as it is: give no recipe, --dry-run or --control with it")
         from tinylora.training.train import resume as resume_run
 
         with _resumable(lambda: resume):
@@ -50,7 +63,8 @@ def train(
             raise UserError("name a recipe, such as: tinylora train demo (tinylora recipes lists them)")
         from tinylora.training.recipe import load_recipe
 
-        config = load_recipe(recipe, set_ or [])
+        as_control = [] if control is Control.none else [f"train.control={control.value}"]
+        config = load_recipe(recipe, [*(set_ or []), *as_control])
         if dry_run:
             from tinylora.inspection import inspect_shapes
 
@@ -58,7 +72,7 @@ def train(
             return
         from tinylora.training.train import train as train_run
 
-        name = Path(recipe).stem
+        name = Path(recipe).stem + ("" if control is Control.none else f"-{control.value}")
         before = _runs(out, name)
         with _resumable(lambda: next(iter(_runs(out, name) - before), None)):
             result = train_run(config, out=out, name=name, say=say)

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,6 +29,33 @@ def eval_(
     num_items: Annotated[int, typer.Option(metavar="N", help="Test items; 0 takes the recipe's eval.num_test.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    samples: Annotated[
+        int, typer.Option(metavar="K", help="Samples an item, for pass@k, majority@k and average@k.")
+    ] = 1,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="All controls and side effects; written to evidence.json in the run.")
+    ] = False,
+    trained_control: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="With --controls: a run of train --control; may be repeated."),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK", help="With --controls: another task or recipe, before and after; may be repeated."
+        ),
+    ] = None,
+    also_items: Annotated[int, typer.Option(metavar="N", help="Test items of each --also task.")] = 200,
+    random: Annotated[int, typer.Option(metavar="N", help="With --controls: random vectors, at least 5.")] = 5,
+    text: Annotated[str, typer.Option(metavar="FILE", help="With --controls: neutral text of your own.")] = "",
+    watts: Annotated[float, typer.Option(help="With --controls: power of a busy core, or of the GPU.")] = 10.0,
+    price: Annotated[
+        float | None, typer.Option(metavar="MONEY", help="With --controls: an hour of a core, or of the GPU.")
+    ] = None,
+    currency: Annotated[str, typer.Option(help="Of --price.")] = "USD",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With --controls: where to write, if not into the run.")
+    ] = None,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -40,9 +68,18 @@ def eval_(
       tinylora eval runs/demo-001/adapter.safetensors --task jsonl --set task.path=mine.jsonl --json
       tinylora eval TINY-... --task demo
       tinylora eval runs/demo-001 --rounded                  what rounding its numbers to bfloat16 costs
+      tinylora eval runs/demo-001 --samples 8 --temperature 0.6
+      tinylora eval runs/demo-001 --controls --also gsm8k    everything that could explain the gain away
+      tinylora eval runs/demo-001 --controls --trained-control runs/demo-shuffled-001
     """
     from tinylora.adapters import open_adapter
+    from tinylora.evaluation.account import Prices
     from tinylora.evaluation.compare import check_base_kept, compare, settings_for_eval
+    from tinylora.evaluation.conditions import ITEMS_FILE
+    from tinylora.evaluation.evidence import FILE, EvidenceOptions, gather_evidence
+    from tinylora.evaluation.sampled import compare_samples
+    from tinylora.evaluation.side_effects import read_text
+    from tinylora.evaluation.verdict import format_evidence
     from tinylora.workbench import open_workbench
 
     opened = open_adapter(adapter)
@@ -51,7 +88,36 @@ def eval_(
         raise UserError(f"{opened.label} does not say on what it was trained; name a task or recipe with --task")
     config = settings_for_eval(trained, task, set_ or [], is_bare=opened.run is None)
     check_base_kept(trained, config)
+    if controls:
+        folder = out or (Path(adapter) if Path(adapter).is_dir() else None)
+        if folder is None:
+            raise UserError(f"{opened.label} is no run folder to write into; name one with --out")
+        if rounded or samples != 1 or temperature:
+            raise UserError(
+                "--controls are greedy answers of both models: leave --rounded, --samples and --temperature out"
+            )
+        options = EvidenceOptions(
+            num_items=num_items, random_vectors=random, also=tuple(also or ()), also_items=also_items,
+            trained=tuple(open_adapter(run) for run in trained_control or ()), text=read_text(text) if text else "",
+            prices=Prices(watts=watts, price_per_hour=price, currency=currency),
+        )  # fmt: skip
+        bench = open_workbench(config, say=say, on=opened, other_base=other_base)
+        evidence = gather_evidence(bench, opened, folder, options, say)
+        say(f"saved {folder / FILE} and, item by item, {folder / ITEMS_FILE}")
+        print_json(evidence) if as_json else print(format_evidence(evidence))
+        return
+    if also or trained_control or text or out or price is not None:
+        raise UserError("--also, --trained-control, --text, --price and --out go with --controls; add it")
     bench = open_workbench(config, say=say, on=opened, other_base=other_base)
+    if samples != 1:
+        if rounded:
+            raise UserError("--samples compares with the untrained model; leave --rounded out")
+        sampled = compare_samples(
+            bench, opened.v, label=opened.label, num_samples=samples, temperature=temperature or 1.0,
+            num_items=num_items, seed=seed, say=say,
+        )  # fmt: skip
+        print_json({"model": config.model.name, **sampled.to_json()}) if as_json else print(sampled.text())
+        return
     sides = (opened.v, opened.rounded("bfloat16").v) if rounded else (None, opened.v)
     compared = compare(
         bench, sides[1], label=opened.label, against=sides[0], num_items=num_items, temperature=temperature, seed=seed,

@@ -29,6 +29,8 @@ class ItemResult:
     stopped: bool
     num_tokens: int
     scores: dict[str, float]
+    answered: bool = False
+    """Whether an answer in the asked-for format could be read."""
 
 
 def decode(base: BaseModel, completion: Completion) -> str:
@@ -39,9 +41,15 @@ def decode(base: BaseModel, completion: Completion) -> str:
 
 def score_completion(base: BaseModel, task: Task, item: Item, completion: Completion) -> ItemResult:
     """Score one completion. Raises: ScorerError, which shows the item, if the scorer fails."""
-    text = decode(base, completion)
+    stopped = completion.finish_reason == "stop"
+    return score_text(task, item, decode(base, completion), stopped=stopped, num_tokens=len(completion.token_ids))
+
+
+def score_text(task: Task, item: Item, text: str, *, stopped: bool, num_tokens: int) -> ItemResult:
+    """Score a reply as it stands. Raises: ScorerError, which shows the item, if the scorer fails."""
     try:
         scores = task.score(item, text)
+        answered = task.parse(text) is not None
     except UserError:
         raise
     except Exception as error:  # of a task that is not ours; ours raise ScorerError themselves
@@ -52,7 +60,6 @@ def score_completion(base: BaseModel, task: Task, item: Item, completion: Comple
     wrong = {name: value for name, value in scores.items() if not math.isfinite(value)}
     if wrong:
         raise ScorerError(f"scores must be finite, got {wrong}", item, text)
-    stopped = completion.finish_reason == "stop"
     return ItemResult(
         item_id=item.id,
         question=item.question,
@@ -61,8 +68,9 @@ def score_completion(base: BaseModel, task: Task, item: Item, completion: Comple
         strict=scores["strict"] if stopped else 0.0,
         value_only=scores["value_only"],
         stopped=stopped,
-        num_tokens=len(completion.token_ids),
+        num_tokens=num_tokens,
         scores=scores,
+        answered=answered,
     )
 
 

@@ -206,6 +206,27 @@ def pooled_result(
     )
 
 
+def bootstrap_difference(
+    base: ArrayLike, tuned: ArrayLike, level: float = 0.95, num_resamples: int = 9999
+) -> tuple[float, Interval | None]:
+    """Mean of tuned - base over items, and its percentile bootstrap interval over items (scipy, fixed generator).
+
+    For scores that are no bools, such as the mean of several samples. Shapes: (items,) numbers, twice. The interval is
+    None where all items have the same difference: nothing to resample.
+    Raises: UserError for empty or unequal inputs, numbers that are not finite, level outside (0, 1).
+    """
+    before, after = (np.asarray(values, dtype=np.float64) for values in (base, tuned))
+    if before.ndim != 1 or before.shape != after.shape or not before.size:
+        raise UserError(
+            f"a paired comparison needs one number an item on both sides, got shapes {before.shape} and {after.shape}"
+        )
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        raise UserError("a paired comparison needs finite numbers")
+    _check_level(level)
+    values = after - before
+    return float(values.mean()), _bootstrap_interval(values, level, num_resamples)
+
+
 def sign_flip_p_value(differences: NDArray[np.int64]) -> float:
     """Exact two-sided p of sum(differences) when every item's sign is a fair coin.
 

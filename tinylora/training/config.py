@@ -199,6 +199,9 @@ class TrainConfig:
     """Torch threads; 0 takes the cores really available. Resolved once and recorded."""
     keep: Literal["best", "last"] = "best"
     """Which v is the adapter: best on validation, or the last one. Both are saved."""
+    control: Literal["none", "format", "shuffled"] = "none"
+    """Train on a control reward instead: format gives 1 for a finished reply in the asked-for format, right or wrong;
+    shuffled deals each prompt's rewards out to its completions at random."""
     liveness_every: int = 50
     """Steps between liveness probes; one always runs at the start."""
 

@@ -73,10 +73,14 @@ class DataOrder:
 def reward(result: ItemResult, config: RunConfig) -> float:
     """Weighted sum of the task's scores; `strict` is 0 for a truncated completion, and truncated = "zero" makes it 0.
 
+    Under train.control = "format" it is whether the reply has stopped and has the asked-for format, nothing else.
+
     Raises: UserError, with the item, for a score the task does not give or a reward that is not finite.
     """
     if not result.stopped and config.grpo.truncated == "zero":
         return 0.0
+    if config.train.control == "format":
+        return float(result.answered and result.stopped)
     scores = {**result.scores, "strict": result.strict}
     total = 0.0
     for name, weight in config.reward.items():
@@ -86,6 +90,15 @@ def reward(result: ItemResult, config: RunConfig) -> float:
     if not math.isfinite(total):
         raise UserError(f"the reward is {total} for item {result.item_id[:12]} ({result.question!r}): {result.text!r}")
     return total
+
+
+def shuffled(rewards: Sequence[float], seed: int, position: int) -> list[float]:
+    """One prompt's rewards in an order that has nothing to do with its completions; the same on every machine.
+
+    Their spread stays, and with it the size of the gradient: what is gone is only what they say.
+    """
+    order = np.random.default_rng([seed, position, 0x5EED]).permutation(len(rewards))
+    return [rewards[int(i)] for i in order]
 
 
 def sample_step(bench: Workbench, order: DataOrder, v: Tensor) -> Rollouts:
@@ -129,6 +142,8 @@ def sample_step(bench: Workbench, order: DataOrder, v: Tensor) -> Rollouts:
         for (_, item), request, completions in zip(taken, requests, by_request, strict=True):
             results = [score_completion(bench.base, bench.task, item, c) for c in completions]
             rewards = [reward(result, config) for result in results]
+            if config.train.control == "shuffled":
+                rewards = shuffled(rewards, config.train.seed, request.key)
             sampled.append(Group(item, request.prompt_ids, completions, results, rewards))
     with_variance = [group for group in sampled if group.has_variance]
     without = [group for group in sampled if not group.has_variance]

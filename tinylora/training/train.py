@@ -15,6 +15,7 @@ from tinylora.evaluation.evaluate import evaluate, mean
 from tinylora.evaluation.final import final_evaluation, prompt_candidates
 from tinylora.models.bases import remember
 from tinylora.models.load import encode_prompt
+from tinylora.peak_memory import peak_memory
 from tinylora.reporting.metrics import JsonlWriter, Means, MetricsWriter
 from tinylora.reporting.progress import Progress, StepReport
 from tinylora.reporting.trackers import make_trackers
@@ -33,6 +34,7 @@ from tinylora.training.run_folder import (
     resume_config,
     write_atomically,
 )
+from tinylora.training.watch import Watch
 from tinylora.workbench import Say, Workbench, open_workbench, say_to_stderr
 
 
@@ -173,13 +175,14 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     )
     _announce(bench, folder, say)
     progress = Progress(config.train.steps, state.step)
+    watch = Watch(config.grpo.max_logprob_gap)
     trackers = make_trackers(config.log.trackers, folder.path, to_table(config), state.step)
     with MetricsWriter(folder.metrics_path, trackers) as metrics, JsonlWriter(folder.samples_path) as samples:
         probe_rows: list[Row] = []
         if state.step == 0:
             metrics.log(0, _validate(bench, state, say))
         while state.step < config.train.steps:
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             record: dict[str, Any] = {}
             if not probe_rows:
                 probe_rows = _probe_rows(bench)
@@ -202,9 +205,13 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
                 "seconds": time.perf_counter() - started,
                 "rollout_seconds": rollouts.seconds,
                 "tokens_per_second": rollouts.tokens_sampled / rollouts.seconds,
+                "cpu_seconds": time.process_time() - cpu_started,
+                "peak_memory_bytes": peak_memory(bench.base.device),
             }
             _log_samples(samples, rollouts, state.step, config)
             metrics.log(state.step, record)
+            for word in watch.step(record):
+                say(f"step {state.step}: {word}")
             if state.step % config.log.checkpoint_every == 0 or state.step == config.train.steps:
                 folder.save_checkpoint(state.to_checkpoint(_fingerprint(task)))
             progress.step(
@@ -246,6 +253,8 @@ def _announce(bench: Workbench, folder: RunFolder, say: Say) -> None:
         f"{adapter.num_groups} tie groups ({tied}) over {len(adapter.paths)} modules of {bench.base.name}; "
         "base frozen"
     )
+    if config.train.control != "none":
+        say(f"this is a control: its reward is {config.train.control}, not what the task asks for")
     if bench.task is not None and hasattr(bench.task, "describe"):
         say(f"task {bench.task.name}: {bench.task.describe()}")
     say(
@@ -296,6 +305,7 @@ def _validate(bench: Workbench, state: _State, say: Say) -> dict[str, float]:
         "validation_reward": score,
         "validation_strict": mean(results, "strict"),
         "validation_value_only": mean(results, "value_only"),
+        "validation_answered": mean(results, "answered"),
         "validation_stopped": mean(results, "stopped"),
         "validation_length": mean(results, "num_tokens"),
     }
@@ -315,6 +325,7 @@ def _rollout_metrics(rollouts: Rollouts, bench: Workbench) -> dict[str, Any]:
             means.add("reward", value)
             means.add("strict", result.strict)
             means.add("value_only", result.value_only)
+            means.add("answered", float(result.answered))
             means.add("truncated", float(not result.stopped))
             means.add("length", result.num_tokens)
         means.add("zero_variance_groups", float(not group.has_variance))

@@ -1,0 +1,298 @@
+"""`tinylora eval RUN --controls`: everything a sceptic would ask for, on the same items, in evidence.json.
+
+The primary measure is that of the run: greedy, strict, exact McNemar against the untrained model under the same prompt.
+The controls are read together, so their p values are adjusted (Benjamini-Hochberg), and so are those of other tasks.
+Per-item answers are in evidence_items.jsonl, from which every number here can be computed again.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinylora.adapters import Adapter
+from tinylora.errors import UserError
+from tinylora.evaluation.account import (
+    Account,
+    Prices,
+    completions_sampled,
+    gain_curve,
+    linear_parameters,
+    priced,
+    training_account,
+)
+from tinylora.evaluation.compare import settings_for_eval
+from tinylora.evaluation.conditions import Condition, Conditions, Store
+from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean
+from tinylora.evaluation.power import adjusted_p_values, smallest_effect
+from tinylora.evaluation.scores import repetition
+from tinylora.evaluation.side_effects import neutral_text, text_effect
+from tinylora.evaluation.split_gain import split_gain
+from tinylora.evaluation.statistics import paired_result, wilson_interval
+from tinylora.evaluation.verdict import evidence_verdict
+from tinylora.reporting.metrics import read_jsonl
+from tinylora.roofline import linear_shapes
+from tinylora.tasks.build import build_task
+from tinylora.training.run_folder import write_atomically
+from tinylora.workbench import Say, Workbench
+
+FILE = "evidence.json"
+FORMAT = 1
+ALPHA, POWER = 0.05, 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceOptions:
+    """What is asked for beyond the conditions that are always there."""
+
+    num_items: int = 0
+    """Test items; 0 takes the config's eval.num_test, or all."""
+    random_vectors: int = 5
+    also: tuple[str, ...] = ()
+    """Other tasks or recipes, answered before and after: what was forgotten."""
+    also_items: int = 200
+    """Test items of each of them, at most."""
+    trained: tuple[Adapter, ...] = ()
+    """Adapters trained on a control reward."""
+    text: str = ""
+    """Neutral text for KL and perplexity."""
+    prices: Prices = field(default_factory=Prices)
+
+    def __post_init__(self) -> None:
+        if self.random_vectors < 5:
+            raise UserError(f"--random must be at least 5 vectors, got {self.random_vectors}")
+        if self.also_items < 1 or self.num_items < 0:
+            raise UserError(f"item counts must be at least 1, got {self.also_items} and {self.num_items}")
+
+
+def gather_evidence(
+    bench: Workbench, adapter: Adapter, folder: Path, options: EvidenceOptions, say: Say
+) -> dict[str, Any]:
+    """Answer all conditions and write evidence.json into `folder`, which is a run's or any other.
+
+    Raises: UserError for a task without test or validation items, control adapters of another shape, a failing scorer.
+    """
+    config, task, v = bench.config, bench.task, adapter.v
+    assert task is not None
+    every = task.items("test")
+    items = every[: options.num_items or config.eval.num_test or len(every)]
+    controls = {control.label: control for control in options.trained}
+    for control in controls.values():
+        if control.v.shape != v.shape or (control.config is not None and control.config != adapter.config):
+            raise UserError(
+                f"{control.label} has another adapter than {adapter.label} ({tuple(control.v.shape)} numbers against "
+                f"{tuple(v.shape)}, or other settings); a trained control is trained by the same recipe"
+            )
+    metrics = read_jsonl(folder / "metrics.jsonl")
+    allowed = completions_sampled(metrics, config.grpo.group_size)
+    plan = {
+        "v": v.flatten().tolist(),
+        "items": [item.id for item in items],
+        "config": {name: asdict(getattr(config, name)) for name in ("model", "task", "prompt", "generation", "eval")},
+        "seed": config.train.seed,
+        "completions": allowed,
+        "controls": {label: control.v.flatten().tolist() for label, control in controls.items()},
+    }
+    run = Conditions(bench, v, items, Store(folder, plan, say), say)
+    conditions = [run.untrained(), run.tuned(), run.zero(), *run.randoms(options.random_vectors)]
+    if allowed:
+        conditions.append(run.best_random(allowed))
+    else:
+        say("how many completions training sampled is not known (no metrics.jsonl), so there is no best of N vectors")
+    if (best_prompt := run.best_prompt()) is not None:
+        conditions.append(best_prompt)
+    else:
+        say(
+            "the recipe names no other prompts (eval.prompts), so the best of several prompts is not among the controls"
+        )
+    conditions += [run.larger_budget(), run.constant()]
+    conditions += [
+        run.trained_control(label, control.v, _control_label(control)) for label, control in controls.items()
+    ]
+    side = _side_effects(bench, adapter, conditions, options, say)
+    parameters = linear_parameters(linear_shapes(bench.base.model))
+    evidence = assemble(
+        conditions,
+        meta={
+            "run": str(folder),
+            "model": config.model.name,
+            "task": task.name,
+            "num_items": len(items),
+            "decoding": {
+                "max_new_tokens": config.generation.max_new_tokens, "temperature": 0.0, "seed": config.train.seed,
+            },
+            "trained_numbers": v.numel(),
+            "v_norm": float(v.norm()),
+            "seed": config.train.seed,
+            "projection_seed": config.adapter.seed,
+        },
+        side_effects=side,
+        account=_accounts(bench, conditions, metrics, parameters, options.prices),
+        prices=options.prices,
+    )  # fmt: skip
+    evidence["curve"] = gain_curve(metrics, len(task.items("train")))
+    write_atomically(folder / FILE, (json.dumps(evidence, indent=2, ensure_ascii=False) + "\n").encode())
+    return evidence
+
+
+def assemble(
+    conditions: Sequence[Condition],
+    *,
+    meta: dict[str, Any],
+    side_effects: dict[str, Any],
+    account: dict[str, Any],
+    prices: Prices,
+) -> dict[str, Any]:
+    """evidence.json from answers that are there. Everything but meta, side effects and account comes from the items.
+
+    Raises: UserError if the conditions are not of the same items in the same order, or lack the untrained model.
+    """
+    by_name = {condition.name: condition for condition in conditions}
+    if not {"untrained", "tuned"} <= set(by_name):
+        raise UserError("evidence needs the untrained model and the adapter on the same items")
+    untrained, tuned = by_name["untrained"], by_name["tuned"]
+    ids = [result.item_id for result in tuned.results]
+    for condition in conditions:
+        if [result.item_id for result in condition.results] != ids:
+            raise UserError(f"condition {condition.name} has other items than the adapter; evaluate it again")
+    others = [condition for condition in conditions if condition is not tuned]
+    against = {one.name: _paired(one.results, tuned.results) for one in others}
+    for name, p in zip(against, adjusted_p_values([one["p_value"] for one in against.values()]), strict=True):
+        against[name]["p_adjusted"] = p
+    primary = against["untrained"]
+    discordant = (primary["won"] + primary["lost"]) / len(ids)
+    least = smallest_effect(len(ids), discordant, alpha=ALPHA, power=POWER)
+    evidence: dict[str, Any] = {
+        "format": FORMAT,
+        **meta,
+        "conditions": [
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "label": one.label,
+                "strict": _share(one.results, "strict"),
+                "value_only": _share(one.results, "value_only"),
+                "stopped": _share(one.results, "stopped"),
+                "answered": _share(one.results, "answered"),
+                "length": mean(one.results, "num_tokens"),
+                "repetition": _repetition(one.results),
+                "account": priced(one.account, prices).to_json(),
+                "against_tuned": against.get(one.name),
+                "details": one.details,
+            }
+            for one in conditions
+        ],
+        "value_only": _paired(untrained.results, tuned.results, "value_only"),
+        "gain": asdict(split_gain(untrained.results, tuned.results)),
+        "smallest_effect": {
+            "difference": least,
+            "power": POWER,
+            "alpha": ALPHA,
+            "discordant": discordant,
+            "text": (
+                f"{len(ids):,} items, of which {100 * discordant:.1f} % changed, show a difference of "
+                f"{100 * least:.1f} points or more with a chance of {100 * POWER:.0f} %"
+                if least is not None
+                else f"{len(ids):,} items, of which {100 * discordant:.1f} % changed, are too few to show any "
+                f"difference with a chance of {100 * POWER:.0f} %"
+            ),
+        },
+        "side_effects": side_effects,
+        "account": account,
+    }
+    evidence["verdict"] = evidence_verdict(evidence)
+    return evidence
+
+
+def _control_label(control: Adapter) -> str:
+    kind = control.run.train.control if control.run is not None else "none"
+    return f"trained by the same recipe on a control reward: {kind} ({control.label})"
+
+
+def _side_effects(
+    bench: Workbench, adapter: Adapter, conditions: Sequence[Condition], options: EvidenceOptions, say: Say
+) -> dict[str, Any]:
+    say("KL to the base and perplexity on neutral text")
+    effect = text_effect(bench, adapter.v, options.text or neutral_text())
+    base, tuned = conditions[0].results, conditions[1].results
+    tasks = [_other_task(bench, adapter, name, options.also_items, say) for name in options.also]
+    for measure in ("strict", "value_only"):
+        adjusted = adjusted_p_values([one[measure]["p_value"] for one in tasks])
+        for one, p in zip(tasks, adjusted, strict=True):
+            one[measure]["p_adjusted"] = p
+    return {
+        "kl_per_token": effect.kl_per_token,
+        "perplexity": {"base": effect.base_perplexity, "tuned": effect.tuned_perplexity},
+        "num_tokens": effect.num_tokens,
+        "text": "of the user's" if options.text else "neutral text that comes along",
+        "length": {"base": mean(base, "num_tokens"), "tuned": mean(tuned, "num_tokens")},
+        "repetition": {"base": _repetition(base), "tuned": _repetition(tuned)},
+        "tasks": tasks,
+    }
+
+
+def _other_task(bench: Workbench, adapter: Adapter, name: str, num_items: int, say: Say) -> dict[str, Any]:
+    config = settings_for_eval(adapter.run or bench.config, name, is_bare=True)
+    task = build_task(config.task, config.prompt)
+    items = task.items("test")[:num_items]
+    sides = []
+    for v, who in ((None, "untrained"), (adapter.v, "adapter")):
+        say(f"{who} on {len(items):,} items of {task.name} (forgetting)")
+        sides.append(
+            evaluate(
+                bench.engine, bench.base, task, items, v=v, max_new_tokens=config.generation.max_new_tokens,
+                chat=config.prompt.chat, seed=config.train.seed,
+            )
+        )  # fmt: skip
+    return {
+        "task": name,
+        "num_items": len(items),
+        "strict": _paired(*sides, "strict"),
+        "value_only": _paired(*sides, "value_only"),
+        "length": {"base": mean(sides[0], "num_tokens"), "tuned": mean(sides[1], "num_tokens")},
+    }
+
+
+def _accounts(
+    bench: Workbench, conditions: Sequence[Condition], metrics: list[dict[str, Any]], parameters: int, prices: Prices
+) -> dict[str, Any]:
+    config = bench.config
+    assert bench.task is not None
+    training = None
+    if metrics:
+        training = training_account(
+            metrics, num_train=len(bench.task.items("train")), group_size=config.grpo.group_size,
+            parameters=parameters, device=config.model.device, threads=config.train.num_threads,
+        )  # fmt: skip
+    names = ("tokens_sampled", "prompt_tokens", "seconds", "flops", "cpu_hours", "gpu_hours")
+    spent = [one.account for one in conditions if one.kind not in ("untrained", "tuned")]
+    totals = {name: sum(getattr(account, name) or 0 for account in spent) for name in names}
+    controls = priced(Account(**totals), prices)
+    return {
+        "training": None if training is None else priced(training, prices).to_json(),
+        "controls": controls.to_json(),
+    }
+
+
+def _share(results: Sequence[ItemResult], score: str) -> dict[str, Any]:
+    right = int(correct(results, score).sum())
+    return {"correct": right, "total": len(results), "interval": list(wilson_interval(right, len(results)))}
+
+
+def _repetition(results: Sequence[ItemResult]) -> float:
+    return sum(repetition(result.text) for result in results) / len(results)
+
+
+def _paired(base: Sequence[ItemResult], tuned: Sequence[ItemResult], score: str = "strict") -> dict[str, Any]:
+    paired = paired_result(correct(base, score), correct(tuned, score))
+    return {
+        "base": {"correct": paired.base.correct, "total": paired.base.total},
+        "tuned": {"correct": paired.tuned.correct, "total": paired.tuned.total},
+        "won": paired.won,
+        "lost": paired.lost,
+        "p_value": paired.p_value,
+        "difference": paired.difference,
+        "interval": list(paired.interval),
+        "text": paired.text(),
+    }

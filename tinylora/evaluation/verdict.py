@@ -1,0 +1,134 @@
+"""What the numbers of evidence.json allow one to say, in plain words and no more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LEVEL = 0.05
+
+
+def evidence_verdict(evidence: Mapping[str, Any]) -> str:
+    """One sentence on the gain with its uncertainty, then one for each thing that speaks against crediting it.
+
+    A control "does as well" if the adapter is not better than it on the same items beyond chance (adjusted p < 0.05).
+    """
+    conditions = {one["name"]: one for one in evidence["conditions"]}
+    primary = conditions["untrained"]["against_tuned"]
+    low, high = primary["interval"]
+    span = (
+        f"{100 * primary['difference']:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
+        f"p = {primary['p_value']:.2g})"
+    )
+    count = evidence["trained_numbers"]
+    numbers = f"{count} trained number{'s' if count != 1 else ''}"
+    what = f"with {numbers} strict accuracy on {evidence['num_items']:,} held-out items"
+    if primary["p_value"] >= LEVEL:
+        text = f"No gain shown: {what} differs by {span}, which chance can explain."
+        return text + " " + _sentence(evidence["smallest_effect"]["text"])
+    if primary["difference"] < 0:
+        return f"Worse: {what} fell by {span}."
+    text = f"Better: {what} rose by {span}."
+    text += " " + _where(evidence)
+    equal = [
+        one["label"]
+        for one in conditions.values()
+        if one["name"] not in ("untrained", "tuned", "zero") and not _beaten(one["against_tuned"])
+    ]
+    if equal:
+        text += f" But it is not shown to be better than: {'; '.join(equal)}."
+    else:
+        text += " It beats every control that was run beyond chance."
+    if conditions.get("zero", {}).get("details", {}).get("texts_that_differ"):
+        differ = conditions["zero"]["details"]["texts_that_differ"]
+        text += f" Mind that v = 0 through the adapter path changed {differ} replies, which it must not."
+    return text
+
+
+def _where(evidence: Mapping[str, Any]) -> str:
+    gain, value = evidence["gain"], evidence["value_only"]
+    parts = ", ".join(
+        f"{100 * gain[name]:+.1f} {label}"
+        for name, label in (("value", "right values"), ("format", "format"), ("stops", "stopping in time"))
+    )
+    rises = value["p_value"] < LEVEL and value["difference"] > 0
+    tail = (
+        "the value-only score rises too, so it is more than format or stopping"
+        if rises
+        else "the value-only score does not rise beyond chance, so do not call it skill"
+    )
+    return f"Of that: {parts}; {tail}."
+
+
+def _beaten(paired: Mapping[str, Any]) -> bool:
+    return paired["difference"] > 0 and paired["p_adjusted"] < LEVEL
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def format_evidence(evidence: Mapping[str, Any]) -> str:
+    """The evidence as lines for people."""
+    width = max(len(one["label"]) for one in evidence["conditions"])
+    lines = [
+        f"{evidence['model']}, {evidence['task']}: {evidence['num_items']:,} held-out items, greedy, at most "
+        f"{evidence['decoding']['max_new_tokens']} tokens",
+        "",
+        f"{'':<{width}}  {'strict':>22}  {'value only':>10}  {'stopped':>7}  the adapter against it",
+    ]
+    for one in evidence["conditions"]:
+        low, high = one["strict"]["interval"]
+        share = lambda s: f"{100 * s['correct'] / s['total']:.1f} %"  # noqa: E731
+        strict = f"{share(one['strict'])} ({100 * low:.1f} to {100 * high:.1f})"
+        against = one["against_tuned"]
+        beside = ""
+        if against is not None:
+            beside = (
+                f"{100 * against['difference']:+.1f} points, {against['won']} won, {against['lost']} lost, "
+                f"adjusted p = {against['p_adjusted']:.2g}"
+            )
+        value, stopped = share(one["value_only"]), share(one["stopped"])
+        lines.append(f"{one['label']:<{width}}  {strict:>22}  {value:>10}  {stopped:>7}  {beside}")
+    gain, side = evidence["gain"], evidence["side_effects"]
+    lines += [
+        "",
+        f"gain {100 * gain['total']:+.1f} points = right values {100 * gain['value']:+.1f}, format "
+        f"{100 * gain['format']:+.1f}, stopping {100 * gain['stops']:+.1f} (Shapley shares of the three)",
+        f"value only: {evidence['value_only']['text']}",
+        evidence["smallest_effect"]["text"],
+        f"side effects on {side['num_tokens']:,} tokens of neutral text: KL {side['kl_per_token']:.2e} nats a token, "
+        f"perplexity {side['perplexity']['base']:.2f} -> {side['perplexity']['tuned']:.2f}; length "
+        f"{side['length']['base']:.1f} -> {side['length']['tuned']:.1f} tokens, repetition "
+        f"{side['repetition']['base']:.3f} -> {side['repetition']['tuned']:.3f}",
+    ]
+    for one in side["tasks"]:
+        lines.append(f"  {one['task']}: {one['strict']['text']}; adjusted p = {one['strict']['p_adjusted']:.2g}")
+    for who, account in evidence["account"].items():
+        if account is not None:
+            lines.append(f"{who}: {_account(account)}")
+    lines += [
+        "95 % Wilson intervals; exact McNemar on the same items; p adjusted by Benjamini-Hochberg",
+        "",
+        evidence["verdict"],
+    ]
+    return "\n".join(lines)
+
+
+def _account(account: Mapping[str, Any]) -> str:
+    parts = [f"{account['tokens_sampled']:,} tokens sampled"]
+    if account["distinct_problems"] is not None:
+        parts.append(f"{account['distinct_problems']:,} distinct problems")
+    if account["seconds"]:
+        parts.append(f"{account['seconds'] / 60:.1f} minutes")
+    if account["cpu_hours"]:
+        parts.append(f"{account['cpu_hours']:.2f} core hours")
+    if account["gpu_hours"]:
+        parts.append(f"{account['gpu_hours']:.2f} GPU hours")
+    if account["flops"]:
+        parts.append(f"{account['flops']:.2e} operations")
+    if account["peak_memory_bytes"]:
+        parts.append(f"{account['peak_memory_bytes'] / 2**20:,.0f} MiB at most")
+    if account["energy_kwh"] is not None:
+        parts.append(f"about {account['energy_kwh']:.3g} kWh at {account['prices']['watts']:g} W a core or GPU")
+    if account["money"] is not None:
+        parts.append(f"{account['money']:.2f} {account['prices']['currency']}")
+    return ", ".join(parts)

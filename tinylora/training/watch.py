@@ -1,0 +1,47 @@
+"""An early word when a run cannot learn, while there is still time to change something. Plain numbers in, words out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+PATIENCE = 5
+"""Steps in a row after which a word is said."""
+
+
+class Watch:
+    """Looks at each step's metrics; says each thing once, and again only after it had gone away."""
+
+    def __init__(self, max_logprob_gap: float, patience: int = PATIENCE) -> None:
+        self._gap_limit = max_logprob_gap
+        self._patience = patience
+        self._runs: dict[str, int] = {}
+
+    def step(self, metrics: Mapping[str, Any]) -> list[str]:
+        """Words about this step, most often none."""
+        silent = metrics["zero_variance_groups"] >= 1.0
+        found = {
+            "signal": silent,
+            "truncated": metrics["truncated"] > 0.9,
+            "format": metrics["answered"] < 0.02,
+            "gap": metrics.get("sampler_gap", 0.0) > self._gap_limit / 2,
+        }
+        words = {
+            "signal": f"every reward of a prompt is the same, most lately {metrics['reward']:.2f} on average, so "
+            "nothing is learned: "
+            + (
+                "the task is too easy for the model as it is"
+                if metrics["reward"] > 0.9
+                else "try an easier task, a better prompt, a larger generation.temperature or grpo.group_size"
+            ),
+            "truncated": f"{100 * metrics['truncated']:.0f} % of the completions were cut off at the token budget; "
+            "raise generation.max_new_tokens",
+            "format": "next to no completion has the asked-for format; say in the prompt what is asked for, or choose "
+            "another task.scorer",
+            "gap": f"sampler and learner log-probs differ by {metrics.get('sampler_gap', 0.0):.3f} on average, more "
+            "than half of what stops the run; model.dtype = float32 would bring them together",
+        }
+        said = []
+        for name, is_so in found.items():
+            self._runs[name] = self._runs.get(name, 0) + 1 if is_so else 0
+            if self._runs[name] == self._patience:
+                said.append(f"{self._patience} steps in a row: {words[name]}")
+        return said
