@@ -77,7 +77,7 @@ def gather_evidence(
     assert task is not None
     every = task.items("test")
     items = every[: options.num_items or config.eval.num_test or len(every)]
-    controls = {control.label: control for control in options.trained}
+    controls = _named(options.trained)
     for control in controls.values():
         if control.v.shape != v.shape or (control.config is not None and control.config != adapter.config):
             raise UserError(
@@ -108,7 +108,7 @@ def gather_evidence(
         )
     conditions += [run.larger_budget(), run.constant()]
     conditions += [
-        run.trained_control(label, control.v, _control_label(control)) for label, control in controls.items()
+        run.trained_control(name, control.v, _control_label(control)) for name, control in controls.items()
     ]
     side = _side_effects(bench, adapter, conditions, options, say)
     parameters = linear_parameters(linear_shapes(bench.base.model))
@@ -205,9 +205,20 @@ def assemble(
     return evidence
 
 
+def _named(controls: Sequence[Adapter]) -> dict[str, Adapter]:
+    """Trained controls by their reward; several of one reward get numbers."""
+    named: dict[str, Adapter] = {}
+    for control in controls:
+        kind = control.run.train.control if control.run is not None else "adapter"
+        same = sum(name.split("-")[0] == kind for name in named)
+        named[f"{kind}-{same + 1}" if same else kind] = control
+    return named
+
+
 def _control_label(control: Adapter) -> str:
-    kind = control.run.train.control if control.run is not None else "none"
-    return f"trained by the same recipe on a control reward: {kind} ({control.label})"
+    if control.run is None or control.run.train.control == "none":
+        return "another trained adapter"
+    return f"trained on a control reward: {control.run.train.control} (seed {control.run.train.seed})"
 
 
 def _side_effects(
