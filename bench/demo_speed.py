@@ -35,7 +35,9 @@ def demo(code: Path, out: Path, settings: list[str]) -> dict[str, Any]:
     (run,) = (path.parent for path in out.glob("*/config.toml"))
     if not settings:
         result = json.loads((run / "result.json").read_text())
-        facts = {name: result[name] for name in ("trained_numbers", "seconds_trained", "primary", "value_only", "verdict")}
+        facts = {
+            name: result[name] for name in ("trained_numbers", "seconds_trained", "primary", "value_only", "verdict")
+        }
     else:
         facts = {}
     return {"seconds": round(seconds, 1), "load_before": before, **facts}
@@ -48,7 +50,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        subprocess.run(["git", "worktree", "add", "--detach", str(folder / "before"), args.before], cwd=ROOT, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", str(folder / "before"), args.before], cwd=ROOT, check=True
+        )
         try:
             warm = ["--set", "train.steps=1", "--set", "eval.num_test=0", "--set", "eval.num_validation=8"]
             for name, code in (("before", folder / "before"), ("now", ROOT)):

@@ -1,8 +1,8 @@
 """Run a study's cells in the order in which they were written down, and put what came out into one file.
 
-A study is a TOML file: [[cell]] with name, recipe, seed and perhaps control, set (settings) and evidence (true: all
-controls, with the trained controls of the same recipe and seed where they are done). Cells that are done are kept; a cell
-that fails is recorded and does not stop the rest; what time does not allow stays "not run".
+A study is a TOML file: [[cell]] with name, block, recipe, seed and perhaps control, set (settings), items, also (other
+tasks). A cell that is no control is evaluated under all controls, the trained ones of its recipe among them. Cells that
+are done are kept; one that fails is recorded and does not stop the rest; what time does not allow stays "not run".
 
     python bench/study.py docs/studies/NAME.toml --out runs/NAME [--jobs 2] [--until 9:30] [--save]
 """
@@ -45,10 +45,12 @@ def train(cell: Cell, folder: Path) -> str:
     log, run = folder / "talk.txt", the_run(folder)
     if run is not None and (run / "adapter.tinylora").exists():
         return "done"
-    settings = [word for text in [f"train.seed={cell['seed']}", "train.num_threads=1", "eval.num_test=0", *cell.get("set", [])]
-                for word in ("--set", text)]  # fmt: skip
+    changes = [f"train.seed={cell['seed']}", "train.num_threads=1", "eval.num_test=0", *cell.get("set", [])]
+    settings = [word for change in changes for word in ("--set", change)]
     control = ["--control", cell["control"]] if cell.get("control") else []
-    words = ["train", "--resume", str(run)] if run else ["train", cell["recipe"], "--out", str(folder), *control, *settings]
+    words = (
+        ["train", "--resume", str(run)] if run else ["train", cell["recipe"], "--out", str(folder), *control, *settings]
+    )
     code = call(words, log)
     return "done" if code == 0 else f"training ended with {code}, see {log.name}"
 
@@ -59,7 +61,7 @@ def evaluate(cell: Cell, folder: Path, cells: list[Cell], root: Path) -> str:
     assert run is not None
     trained = []
     for other in cells:
-        if other.get("control") and (other["recipe"], other["seed"]) == (cell["recipe"], cell["seed"]):
+        if other.get("control") and other["recipe"] == cell["recipe"]:
             control = the_run(root / other["name"])
             if control is not None and (control / "adapter.tinylora").exists():
                 trained += ["--trained-control", str(control)]

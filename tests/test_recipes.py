@@ -53,10 +53,11 @@ def test_recipe_begins_with_one_line_of_what_it_is(path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_prompts_and_scorer_are_valid(name: str) -> None:
     config = load_recipe(name)
-    messages = Prompt(config.prompt).messages("What is: 1 + 2 =")  # raises for a pattern or template that cannot work
+    asks = "Sort these numbers in ascending order: 1 + 2 =" if name == "sort-three" else "What is: 1 + 2 ="
+    messages = Prompt(config.prompt).messages(asks)  # raises for a pattern or template that cannot work
     assert "1 + 2 =" in messages[-1]["content"]
     assert "own" in prompt_candidates(config)
-    assert config.task.scorer in SCORERS
+    assert config.task.scorer in (*SCORERS, "reasoning-gym")
     if config.task.scorer == "boxed":
         asked = (config.prompt.system, config.prompt.template)
         alternatives = [(table.get("system", ""), table["template"]) for table in config.eval.prompts]

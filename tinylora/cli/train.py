@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tinylora.training.train import TrainResult
 
 
-class Control(StrEnum):
+class Control(Enum):
     """Rewards that are no task."""
 
     none = "none"

@@ -104,7 +104,9 @@ class Store:
         """Keep a finished condition: its lines first, then its name in the plan."""
         with JsonlWriter(self.path) as lines:
             for result in condition.results:
-                lines.append({"condition": condition.name, **asdict(result)})
+                row = {"condition": condition.name, **asdict(result)}
+                lines.append(row)
+                self._rows.append(row)
         account = {key: value for key, value in asdict(condition.account).items() if key != "prices"}
         self._done[condition.name] = {
             "kind": condition.kind, "label": condition.label, "details": condition.details, "account": account,
@@ -297,5 +299,5 @@ class _Answered:
         """With the cost of others added: what had to be tried to get here."""
         accounts = [self.account, *(other.account for other in others)]
         names = ("tokens_sampled", "prompt_tokens", "seconds", "flops", "cpu_hours", "gpu_hours")
-        totals = {name: sum(getattr(one, name) or 0 for one in accounts) for name in names}
+        totals: dict[str, Any] = {name: sum(getattr(one, name) or 0 for one in accounts) for name in names}
         return replace(self, account=replace(self.account, **totals))

@@ -107,9 +107,7 @@ def gather_evidence(
             "the recipe names no other prompts (eval.prompts), so the best of several prompts is not among the controls"
         )
     conditions += [run.larger_budget(), run.constant()]
-    conditions += [
-        run.trained_control(name, control.v, _control_label(control)) for name, control in controls.items()
-    ]
+    conditions += [run.trained_control(name, control.v, _control_label(control)) for name, control in controls.items()]
     side = _side_effects(bench, adapter, conditions, options, say)
     parameters = linear_parameters(linear_shapes(bench.base.model))
     evidence = assemble(
@@ -259,8 +257,8 @@ def _other_task(bench: Workbench, adapter: Adapter, name: str, num_items: int, s
     return {
         "task": name,
         "num_items": len(items),
-        "strict": _paired(*sides, "strict"),
-        "value_only": _paired(*sides, "value_only"),
+        "strict": _paired(sides[0], sides[1], "strict"),
+        "value_only": _paired(sides[0], sides[1], "value_only"),
         "length": {"base": mean(sides[0], "num_tokens"), "tuned": mean(sides[1], "num_tokens")},
     }
 
@@ -278,7 +276,7 @@ def _accounts(
         )  # fmt: skip
     names = ("tokens_sampled", "prompt_tokens", "seconds", "flops", "cpu_hours", "gpu_hours")
     spent = [one.account for one in conditions if one.kind not in ("untrained", "tuned")]
-    totals = {name: sum(getattr(account, name) or 0 for account in spent) for name in names}
+    totals: dict[str, Any] = {name: sum(getattr(account, name) or 0 for account in spent) for name in names}
     controls = priced(Account(**totals), prices)
     return {
         "training": None if training is None else priced(training, prices).to_json(),

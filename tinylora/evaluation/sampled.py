@@ -101,7 +101,7 @@ def compare_samples(
                 on_progress=lambda done, total, who=who: say(f"{who}: {done}/{total} items"),  # type: ignore[misc]
             )
         )  # fmt: skip
-    scores = sampled_scores(bench.task, *sides, num_samples)
+    scores = sampled_scores(bench.task, sides[0], sides[1], num_samples)
     return SampledComparison(headline=headline, scores=scores, base=tuple(sides[0]), tuned=tuple(sides[1]))
 
 
