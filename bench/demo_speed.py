@@ -10,6 +10,7 @@ clock starts.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ def demo(code: Path, out: Path, settings: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "tinylora", "train", "demo", "--out", str(out), *settings]
     if not (code / "tinylora" / "__main__.py").exists():
         command[1:3] = ["-c", "from tinylora.cli import main; main()"]
-    started, before = time.perf_counter(), load()
+    started, before, cpu_before = time.perf_counter(), load(), cpu_seconds()
     done = subprocess.run(
         command, cwd=code, env={**os.environ, "PYTHONPATH": str(code)}, stdout=subprocess.DEVNULL, check=False
     )
@@ -40,7 +41,18 @@ def demo(code: Path, out: Path, settings: list[str]) -> dict[str, Any]:
         }
     else:
         facts = {}
-    return {"seconds": round(seconds, 1), "load_before": before, **facts}
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds() - cpu_before, 1),
+        "load_before": before,
+        **facts,
+    }
+
+
+def cpu_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -63,6 +75,7 @@ def main() -> None:
             subprocess.run(["git", "worktree", "remove", "--force", str(folder / "before")], cwd=ROOT, check=False)
     result = {
         "speedup": round(before["seconds"] / now["seconds"], 2),
+        "cpu_seconds_ratio": round(before["cpu_seconds"] / now["cpu_seconds"], 2),
         "training_speedup": round(before["seconds_trained"] / now["seconds_trained"], 2),
         "before_commit": args.before,
         "now": now,
