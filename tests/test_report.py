@@ -1,4 +1,4 @@
-"""The page: every number against the items by other code, what is shown of hostile text, what is missing, and misuse."""
+"""The page: every number against the items by other code, hostile text, what is missing, and misuse."""
 
 import csv
 import json
@@ -84,15 +84,19 @@ def make_run(path: Path, *, numbers: int = 13, seed: int = 0, evidence: bool = T
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if not evidence:
         return path
+    kinds = {"untrained": 0.3, "tuned": 0.6, "random_0": 0.3, "constant": 0.1}  # and how often each is right
+    cost = Account(tokens_sampled=1, prompt_tokens=1, seconds=1.0, flops=1.0)
     conditions = [
         Condition(
-            name=name, kind=kind, label=f"{kind} {name}", results=tuple(items(rng, right, text)), details={},
-            account=Account(tokens_sampled=1, prompt_tokens=1, seconds=1.0, flops=1.0),
+            name=name,
+            kind=name.partition("_")[0],
+            label=f"label of {name}",
+            results=tuple(items(rng, right, text)),
+            account=cost,
+            details={},
         )
-        for name, kind, right in (
-            ("untrained", "untrained", 0.3), ("tuned", "tuned", 0.6), ("random_0", "random", 0.3), ("constant", "constant", 0.1),
-        )
-    ]  # fmt: skip
+        for name, right in kinds.items()
+    ]
     side = {
         "kl_per_token": 0.01, "perplexity": {"base": 10.0, "tuned": 10.5}, "num_tokens": 900, "tasks": [],
         "length": {"base": 5.0, "tuned": 6.0}, "repetition": {"base": 0.0, "tuned": 0.1},
@@ -130,7 +134,8 @@ def test_every_number_can_be_computed_again_from_the_items(tmp_path: Path) -> No
         rows.setdefault(row["condition"], []).append(row)
     for measure in ("strict", "value_only", "stopped"):
         base, tuned = (np.array([row[measure] >= 1 for row in rows[name]]) for name in ("untrained", "tuned"))
-        found = {name: keys.found[f"demo-001.{measure}.{name}"] for name in ("base.correct", "tuned.correct", "won", "lost", "p")}
+        names = ("base.correct", "tuned.correct", "won", "lost", "p")
+        found = {name: keys.found[f"demo-001.{measure}.{name}"] for name in names}
         table = [[(base & tuned).sum(), (base & ~tuned).sum()], [(~base & tuned).sum(), (~base & ~tuned).sum()]]
         assert [int(found[n]) for n in ("base.correct", "tuned.correct", "won", "lost")] == [
             base.sum(), tuned.sum(), table[1][0], table[0][1],
@@ -197,7 +202,7 @@ def test_what_was_not_measured_is_called_so(tmp_path: Path) -> None:
 
 def test_several_runs(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"demo-00{i}", seed=i) for i in range(3)]
-    text, keys = page_of(*runs, out=tmp_path / "all.html")
+    _, keys = page_of(*runs, out=tmp_path / "all.html")
     assert keys.found["pooled"].startswith("Pooled by item, strict: 3 seeds on the same 40 items")
     for run in runs:
         strict = [row for row in map(json.loads, (run / "evidence_items.jsonl").open()) if row["condition"] == "tuned"]

@@ -86,6 +86,11 @@ def eval_(
     trained = opened.settings(model)
     if opened.run is None and not task:
         raise UserError(f"{opened.label} does not say on what it was trained; name a task or recipe with --task")
+    if ":" in trained.task.scorer and not (task or opened.is_own):
+        raise UserError(
+            f"{opened.label} names a scorer in Python ({trained.task.scorer}), and a file does not choose what code "
+            "runs here; name the task or recipe yourself with --task"
+        )
     config = settings_for_eval(trained, task, set_ or [], is_bare=opened.run is None)
     check_base_kept(trained, config)
     if controls:

@@ -88,7 +88,7 @@ def write_lora(
     tensors = {}
     for path in attached.paths:
         for name, values in (("lora_A", factors.A[path]), ("lora_B", factors.B[path])):
-            tensors[f"base_model.model.{path}.{name}.weight"] = values.to(dtype).contiguous()
+            tensors[f"base_model.model.{path}.{name}.weight"] = cast(values, dtype, path).contiguous()
     write_folder(
         folder,
         {
@@ -97,6 +97,16 @@ def write_lora(
         },
     )
     return factors
+
+
+def cast(values: Tensor, dtype: torch.dtype, path: str) -> Tensor:
+    """The values in another dtype. Raises: UserError if one does not fit into it."""
+    narrow = values.to(dtype)
+    if not torch.isfinite(narrow).all():
+        raise UserError(
+            f"a factor of {path} is too large for {str(dtype).removeprefix('torch.')}; take --dtype float32"
+        )
+    return narrow
 
 
 def lora_config(attached: AttachedAdapter, rank: int, base_name: str, revision: str) -> dict[str, Any]:

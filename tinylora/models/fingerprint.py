@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tinylora.adapter.layer import AdaptedLinear
 from tinylora.adapter.projection import uniform_integers
 from tinylora.models.device import available_threads
-from tinylora.models.digest import write_atomically
+from tinylora.models.digest import save_memo
 from tinylora.paths import cache_dir
 
 SHAPE_BYTES, WEIGHT_BYTES = 4, 8
@@ -84,7 +84,7 @@ def identify(model: nn.Module, files: Sequence[Path] = ()) -> Identity:
         return known
     found = _identify(model)
     if memo is not None:
-        write_atomically(memo, json.dumps(to_json(found)))
+        save_memo(memo, json.dumps(to_json(found)))
     return found
 
 
@@ -196,7 +196,8 @@ def from_json(data: Mapping[str, object]) -> Identity:
     if len(fingerprint) != SHAPE_BYTES + WEIGHT_BYTES:
         raise ValueError("a fingerprint has twelve bytes")
     sketches = data["sketches"]
-    assert isinstance(sketches, dict)
+    if not isinstance(sketches, dict):
+        raise ValueError("sketches are kept by name")
     return Identity(
         fingerprint=Fingerprint.of(fingerprint),
         architecture=str(data["architecture"]),

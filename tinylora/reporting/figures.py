@@ -90,7 +90,7 @@ def _curves(
 
     def draw(axes: Any) -> None:
         for number, run in enumerate(runs):
-            for index, (key, label) in enumerate(keys.items()):
+            for index, label in enumerate(keys.values()):
                 points = [(row[1], row[2 + index]) for row in rows if row[0] == run.name and row[2 + index] is not None]
                 if not points:
                     continue
@@ -111,7 +111,9 @@ def _curves(
 
 def _training(runs: Sequence[RunFacts]) -> Figure | None:
     keys = {"reward": "reward", "strict": "strict", "value_only": "value only"}
-    return _curves("training", "Training samples", "Means over each step's samples, at the run's temperature.", runs, keys)
+    return _curves(
+        "training", "Training samples", "Means over each step's samples, at the run's temperature.", runs, keys
+    )
 
 
 def _held_out(runs: Sequence[RunFacts]) -> Figure | None:
@@ -202,7 +204,9 @@ def _gain(run: RunFacts, count: int) -> Figure | None:
     if run.evidence is None:
         return None
     gain = run.evidence["gain"]
-    rows = [(label, gain[name]) for name, label in (("value", "right values"), ("format", "format"), ("stops", "stopping"))]
+    rows = [
+        (label, gain[name]) for name, label in (("value", "right values"), ("format", "format"), ("stops", "stopping"))
+    ]
 
     def draw(axes: Any) -> None:
         axes.barh([row[0] for row in rows[::-1]], [100 * row[1] for row in rows[::-1]], color=COLOURS[0], height=0.6)

@@ -70,7 +70,9 @@ def write_report(paths: Sequence[Path], out: Path | None, *, samples: int = 6, s
         write_atomically(page, data)
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         raise UserError(f"{page} cannot be written ({error.strerror}); choose another place with --out") from error
-    return Report(path=page, verdict=sections[0].verdict if len(runs) == 1 else f"{len(runs)} runs", num_bytes=len(data))
+    return Report(
+        path=page, verdict=sections[0].verdict if len(runs) == 1 else f"{len(runs)} runs", num_bytes=len(data)
+    )
 
 
 def render(sections: Sequence[RunSection], figures: Sequence[Figure], *, pooled: str, seed: int) -> str:

@@ -1,4 +1,4 @@
-"""What lies in a run's folder, read once, for the report. Missing files are None: a report says what was not measured."""
+"""What lies in a run's folder, read once, for the report. Missing files are None: it then says "not measured"."""
 
 import json
 from collections.abc import Sequence
@@ -46,7 +46,9 @@ class RunFacts:
             return None
         base, tuned = (self.items[name] for name in names)
         if [row["item_id"] for row in base] != [row["item_id"] for row in tuned]:
-            raise UserError(f"{self.path}: the untrained model and the adapter have answered other items; evaluate again")
+            raise UserError(
+                f"{self.path}: the untrained model and the adapter have answered other items; evaluate again"
+            )
         return base, tuned
 
 
