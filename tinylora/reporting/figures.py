@@ -51,12 +51,13 @@ def _figure(
     draw: Callable[[Any], None], height: float = 3.2,
 ) -> Figure:  # fmt: skip
     import matplotlib
+    from cycler import cycler
 
     style = {
         "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "font.family": "sans-serif",
         "text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GREY, "grid.alpha": 0.2,
-        "legend.frameon": False, "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+        "legend.frameon": False, "axes.prop_cycle": cycler(color=COLOURS),
     }  # fmt: skip
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Drawing

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinylora.errors import UserError
-from tinylora.evaluation.statistics import PairedResult, Share, paired_result, pooled_result
+from tinylora.evaluation.statistics import PairedResult, paired_result, pooled_result
 from tinylora.reporting.figures import Figure, figures_of
 from tinylora.reporting.run_facts import RunFacts, read_run, shared_items
 from tinylora.reporting.samples import Pair, random_pairs, regressions
@@ -95,7 +95,8 @@ def _section(run: RunFacts, samples: int, seed: int) -> RunSection:
     results: dict[str, PairedResult | None] = {"strict": None, "value_only": None, "stopped": None}
     if sides is not None:
         for name in results:
-            results[name] = paired_result(*(np.array([row[name] >= 1 for row in side]) for side in sides))
+            before, after = (np.array([row[name] >= 1 for row in side]) for side in sides)
+            results[name] = paired_result(before, after)
     source = run.evidence or run.result
     account: dict[str, dict[str, Any]] = {}
     if run.evidence is not None:
@@ -132,6 +133,3 @@ def _pooled(runs: Sequence[RunFacts]) -> str:
         assert sides is not None
         pairs.append(tuple(np.array([row["strict"] >= 1 for row in side]) for side in sides))
     return "Pooled by item, strict: " + pooled_result(pairs).text()  # type: ignore[arg-type]
-
-
-__all__ = ["Report", "RunSection", "Share", "render", "write_report"]

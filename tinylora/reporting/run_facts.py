@@ -40,7 +40,7 @@ class RunFacts:
 
     @property
     def sides(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
-        """Answers of the untrained model and of the adapter to the same items, greedy; None where nothing was evaluated."""
+        """Greedy answers of the untrained model and of the adapter to the same items; None where there are none."""
         names = ("untrained", "tuned") if "tuned" in self.items else ("base_greedy", "tuned_greedy")
         if not all(name in self.items for name in names):
             return None
