@@ -166,9 +166,10 @@ def test_figures_hold_the_metrics(tmp_path: Path) -> None:
     assert names == {path.stem for path in files.glob("*.png")} >= {"training", "held_out", "health", "norm", "paths"}
     assert text.count("<svg") == len(names)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files.glob("*.png"))
-    paths = [[float(x) for x in row] for row in list(csv.reader((files / "paths.csv").open()))[1:]]
+    table = csv.reader((files / "paths.csv").read_text().splitlines())
+    paths = [[float(x) for x in row] for row in list(table)[1:]]
     assert paths == [[row["step"], *row["v"]] for row in metrics[1:]]
-    held_out = list(csv.DictReader((files / "held_out.csv").open()))
+    held_out = list(csv.DictReader((files / "held_out.csv").read_text().splitlines()))
     assert [float(row["validation_strict"]) for row in held_out] == [0.2, 0.4]
 
 
@@ -205,7 +206,7 @@ def test_several_runs(tmp_path: Path) -> None:
     _, keys = page_of(*runs, out=tmp_path / "all.html")
     assert keys.found["pooled"].startswith("Pooled by item, strict: 3 seeds on the same 40 items")
     for run in runs:
-        strict = [row for row in map(json.loads, (run / "evidence_items.jsonl").open()) if row["condition"] == "tuned"]
+        strict = [row for row in map(json.loads, (run / "evidence_items.jsonl").read_text().splitlines()) if row["condition"] == "tuned"]
         assert int(keys.found[f"runs.{run.name}.tuned.correct"]) == sum(row["strict"] >= 1 for row in strict)
         assert (tmp_path / "report_files" / f"conditions_{run.name}.png").exists()
     other = make_run(tmp_path / "other-001")
