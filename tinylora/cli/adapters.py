@@ -486,6 +486,8 @@ def diff(a: AdapterArgument, b: AdapterArgument, as_json: Json = False) -> None:
     from tinylora.vectors import difference
 
     one, two = open_adapter(a), open_adapter(b)
+    if one.fingerprint or two.fingerprint:
+        one, two = _complete(one, ""), _complete(two, "")
     found = difference(one, two)
     if as_json:
         print_json({"a": one.label, "b": two.label, **dataclasses.asdict(found)})

@@ -23,6 +23,10 @@ from tinylora.interop.files import write_folder
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+MOST_RANK = 4096
+"""More than any server takes."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class LoraFactors:
     """Plain LoRA of every module: dW = B A."""
@@ -41,12 +45,12 @@ def lora_factors(attached: AttachedAdapter, rank: int = 0) -> LoraFactors:
 
     A larger rank is filled up with zeros; a smaller one keeps the best approximation of each module's update, by the
     singular values of dW.
-    Raises: UserError for a negative rank.
+    Raises: UserError for a rank below 0 or above MOST_RANK.
     """
     own = attached.config.rank
     rank = rank or own
-    if rank < 1:
-        raise UserError(f"the LoRA rank must be at least 1, or 0 for the adapter's own {own}, got {rank}")
+    if not 1 <= rank <= MOST_RANK:
+        raise UserError(f"the LoRA rank must be from 1 to {MOST_RANK}, or 0 for the adapter's own {own}, got {rank}")
     As, Bs, kept, total = {}, {}, 0.0, 0.0
     for path in attached.paths:
         left, right = attached.delta_factors(path)
