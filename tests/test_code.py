@@ -121,9 +121,8 @@ def test_the_checksum_is_that_of_bech32m() -> None:
 @pytest.mark.parametrize("pair", [("s", "\u017f"), ("i", "\u0131"), ("ss", "\u00df"), ("tiny", "t\u0131ny")])
 def test_letters_that_capitals_are_made_of_elsewhere(pair: tuple[str, str]) -> None:
     """upper() makes S of a long s and I of a dotless i: such a code once passed."""
-    data = next(
-        bytes([a, b, 7]) for a in range(256) for b in range(256) if pair[0] in to_code(bytes([a, b, 7])).lower()
-    )
+    every = (bytes([a, b, 7]) for a in range(256) for b in range(256))
+    data = next(data for data in every if pair[0] in to_code(data).lower())
     wrong = to_code(data).lower().replace(pair[0], pair[1], 1)
     assert wrong.upper() == to_code(data) or pair[0] == "tiny"
     refused(wrong)

@@ -206,11 +206,8 @@ def test_several_runs(tmp_path: Path) -> None:
     _, keys = page_of(*runs, out=tmp_path / "all.html")
     assert keys.found["pooled"].startswith("Pooled by item, strict: 3 seeds on the same 40 items")
     for run in runs:
-        strict = [
-            row
-            for row in map(json.loads, (run / "evidence_items.jsonl").read_text().splitlines())
-            if row["condition"] == "tuned"
-        ]
+        rows = map(json.loads, (run / "evidence_items.jsonl").read_text().splitlines())
+        strict = [row for row in rows if row["condition"] == "tuned"]
         assert int(keys.found[f"runs.{run.name}.tuned.correct"]) == sum(row["strict"] >= 1 for row in strict)
         assert (tmp_path / "report_files" / f"conditions_{run.name}.png").exists()
     other = make_run(tmp_path / "other-001")

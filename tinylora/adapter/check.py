@@ -36,8 +36,8 @@ def basis_check(
     offset = int(np.argmax(margins))
     if margins[offset] < SAFE:
         raise UserError(
-            f"{len(paths)} modules at this rank are too many for the check of a portable file, so the adapter has no short "
-            "form; ship it with its factors: tinylora encode RUN --with-factors -o FILE.safetensors"
+            f"{len(paths)} modules at this rank are too many for the check of a portable file, so the adapter has no "
+            "short form; ship it with its factors: tinylora encode RUN --with-factors -o FILE.safetensors"
         )
     return _hash(paths, forms, P, groups, offset)
 
