@@ -14,8 +14,9 @@ from torch import Tensor
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import ItemResult, evaluate
 from tinylora.evaluation.statistics import PairedResult, Share, paired_result
+from tinylora.tasks.public_sets import PUBLIC
 from tinylora.training.config import RunConfig, TaskConfig
-from tinylora.training.recipe import apply_overrides, load_recipe
+from tinylora.training.recipe import apply_overrides, load_recipe, parse_recipe
 from tinylora.workbench import Say, Workbench
 
 MEASURES = ("strict", "value_only", "stopped")
@@ -71,7 +72,8 @@ def settings_for_eval(
     """The settings a run was trained with, changed to what is to be evaluated.
 
     `task`: a task's name (gsm8k, jsonl, reasoning_gym:NAME), whose options start from the defaults unless it is the
-    run's own; or a recipe, which brings its [task] and [prompt]. Device and threads are those of this machine.
+    run's own; another public set, which brings its prompt and budget; or a recipe, which brings its [task], [prompt]
+    and the end of a reply (generation.max_new_tokens, stop_strings). Device and threads are those of this machine.
     is_bare: the adapter says nothing of its training; a recipe then brings [generation] and [eval], too.
     Raises: UserError for an unknown task, recipe or key.
     """
@@ -83,12 +85,20 @@ def settings_for_eval(
     if task and task != config.task.name:
         if task in ("gsm8k", "jsonl") or task.startswith("reasoning_gym:"):
             config = replace(config, task=TaskConfig(name=task))
+        elif task in PUBLIC:
+            config = _with_protocol(config, parse_recipe(f'[task]\nname = "{task}"', task))
         else:
             recipe = load_recipe(task)
-            config = replace(config, task=recipe.task, prompt=recipe.prompt)
+            config = _with_protocol(config, recipe)
             if is_bare:
                 config = replace(config, generation=recipe.generation, eval=recipe.eval)
     return apply_overrides(config, overrides)
+
+
+def _with_protocol(config: RunConfig, recipe: RunConfig) -> RunConfig:
+    """`config` with the questions, the prompt and the end of a reply (budget, stop strings) of `recipe`."""
+    ends = {"max_new_tokens": recipe.generation.max_new_tokens}
+    return replace(config, task=recipe.task, prompt=recipe.prompt, generation=replace(config.generation, **ends))
 
 
 def check_base_kept(trained: RunConfig, config: RunConfig) -> None:

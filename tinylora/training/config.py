@@ -43,17 +43,17 @@ class TaskConfig:
     """The questions, their splits and how replies are scored."""
 
     name: str = "reasoning_gym:chain_sum"
-    """gsm8k, jsonl, or reasoning_gym:NAME."""
+    """gsm8k, math500, aime24, aime25, amc23, banking77, restaurant8k, jsonl, or reasoning_gym:NAME."""
     path: str = ""
-    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (gsm8k); empty loads gsm8k from the hub."""
+    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty loads a set from the hub."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the reasoning-gym task, passed through."""
+    """Options of the reasoning-gym task, passed through; labels for banking77."""
     num_items: int = 6000
     """Distinct questions to generate at most (reasoning-gym)."""
     seed: int = 0
     """Seed of the generated items. Splits never depend on it."""
     scorer: str = "number"
-    """exact, number, boxed, regex, json-fields, contains, math-verify, or module:function."""
+    """exact, number, boxed, regex, json-fields, slots, contains, math-verify, or module:function."""
     scorer_options: dict[str, Any] = field(default_factory=dict)
     """Options of the scorer, such as pattern for regex."""
     validation_share: float = 0.1
@@ -62,7 +62,7 @@ class TaskConfig:
     """Share of questions, by hash, that are for the test (unless the source has a test file)."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "task.name", "gsm8k, jsonl or reasoning_gym:NAME", self.name)
+        _require(bool(self.name), "task.name", "gsm8k, another public set, jsonl or reasoning_gym:NAME", self.name)
         _require_at_least(1, "task", self, "num_items")
         _require_at_least(0, "task", self, "seed")
         for name in ("validation_share", "test_share"):
