@@ -97,8 +97,12 @@ def settings_for_eval(
 
 def _with_protocol(config: RunConfig, recipe: RunConfig) -> RunConfig:
     """`config` with the questions, the prompt and the end of a reply (budget, stop strings) of `recipe`."""
-    ends = {"max_new_tokens": recipe.generation.max_new_tokens}
-    return replace(config, task=recipe.task, prompt=recipe.prompt, generation=replace(config.generation, **ends))
+    return replace(
+        config,
+        task=recipe.task,
+        prompt=recipe.prompt,
+        generation=replace(config.generation, max_new_tokens=recipe.generation.max_new_tokens),
+    )
 
 
 def check_base_kept(trained: RunConfig, config: RunConfig) -> None:

@@ -22,8 +22,9 @@ BOXED = "{question}\nPlease reason step by step, and put your final answer withi
 RESTAURANT = f"""A guest wrote this to a restaurant:
 {{question}}
 
-Give what the message says about the booking as one JSON object and nothing else. Allowed keys: {", ".join(SLOTS)}. Copy \
-each value word for word from the message, leave out keys that it says nothing about, and write {{}} if it says nothing at all."""
+Give what the message says about the booking as one JSON object and nothing else. Allowed keys: {", ".join(SLOTS)}. \
+Copy each value word for word from the message, leave out keys that it says nothing about, and write {{}} if it says \
+nothing at all."""
 
 
 def _rest(row: dict[str, Any], *used: str) -> dict[str, Any]:

@@ -19,8 +19,8 @@ class SlotsScorer(TextScorer):
     """strict: the reply is one JSON object, nothing before or behind it, with exactly the answer's keys and values.
 
     value_only: the last object in the reply has them, read leniently: single quotes and a comma too many are fine,
-    case, spacing and punctuation at the ends of a value are ignored, null and "" stand for a key that is not there, and a
-    number is its text.
+    case, spacing and punctuation at the ends of a value are ignored, null and "" stand for a key that is not there, and
+    a number is its text.
     slots: right slots by all slots that the answer or the reply names (1 where neither names any).
     """
 

@@ -45,7 +45,7 @@ class TaskConfig:
     name: str = "reasoning_gym:chain_sum"
     """gsm8k, math500, aime24, aime25, amc23, banking77, restaurant8k, jsonl, or reasoning_gym:NAME."""
     path: str = ""
-    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty loads a set from the hub."""
+    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the reasoning-gym task, passed through; labels for banking77."""
     num_items: int = 6000
