@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import ItemResult, evaluate
+from tinylora.evaluation.evaluate import ItemResult, evaluate, protocol_of
 from tinylora.evaluation.statistics import PairedResult, Share, paired_result
 from tinylora.tasks.public_sets import PUBLIC
 from tinylora.training.config import RunConfig, TaskConfig
@@ -35,6 +35,8 @@ class Comparison:
     base: tuple[ItemResult, ...]
     tuned: tuple[ItemResult, ...]
     names: tuple[str, str] = ("untrained", "adapter")
+    protocol: str = ""
+    """Hash of all that decides a score besides the model (`tasks/protocol.py`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything that `text` prints, for machines; not the items."""
@@ -44,6 +46,7 @@ class Comparison:
             "compared": self.headline,
             "sides": list(self.names),
             "num_items": len(self.base),
+            "protocol": self.protocol,
             **measures,
             "mean_tokens": mean_tokens,
         }
@@ -97,12 +100,9 @@ def settings_for_eval(
 
 def _with_protocol(config: RunConfig, recipe: RunConfig) -> RunConfig:
     """`config` with the questions, the prompt and the end of a reply (budget, stop strings) of `recipe`."""
-    return replace(
-        config,
-        task=recipe.task,
-        prompt=recipe.prompt,
-        generation=replace(config.generation, max_new_tokens=recipe.generation.max_new_tokens),
-    )
+    ends = recipe.generation
+    generation = replace(config.generation, max_new_tokens=ends.max_new_tokens, stop_strings=ends.stop_strings)
+    return replace(config, task=recipe.task, prompt=recipe.prompt, generation=generation)
 
 
 def check_base_kept(trained: RunConfig, config: RunConfig) -> None:
@@ -158,13 +158,15 @@ def compare(
             temperature=temperature,
             seed=seed,
             chat=config.prompt.chat,
+            stop_strings=config.generation.stop_strings,
             on_progress=lambda done, total: say(f"{who}: {done}/{total} items"),
         )
         return tuple(results)
 
     names = ("untrained", "adapter") if against is None else ("adapter", "rounded")
     base, tuned = run(against, names[0]), run(v, names[1])
-    return replace(from_results(headline, base, tuned), names=names)
+    protocol = protocol_of(config, bench.task, items, temperature=temperature, seed=seed)
+    return replace(from_results(headline, base, tuned), names=names, protocol=protocol)
 
 
 def from_results(headline: str, base: Sequence[ItemResult], tuned: Sequence[ItemResult]) -> Comparison:

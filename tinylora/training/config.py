@@ -102,6 +102,8 @@ class GenerationConfig:
     """Sampling temperature of the rollouts; the learner's log-probs are at the same temperature."""
     max_new_tokens: int = 64
     """Token budget of a completion, stop token included."""
+    stop_strings: tuple[str, ...] = ()
+    """A reply ends, and is cut, before the first of these texts; for prompts without a chat template."""
     max_batch_rows: int = 128
     """Completions decoded side by side."""
     kv_budget_gib: float = 2.0
@@ -113,6 +115,7 @@ class GenerationConfig:
         above_zero = "a finite number above 0 (a greedy rollout has nothing to compare)"
         _require(0 < self.temperature < math.inf, "generation.temperature", above_zero, self.temperature)
         _require_at_least(1, "generation", self, "max_new_tokens", "max_batch_rows")
+        _require(all(self.stop_strings), "generation.stop_strings", "texts that are not empty", list(self.stop_strings))
         finite = 0 < self.kv_budget_gib < math.inf
         _require(finite, "generation.kv_budget_gib", "a finite number above 0", self.kv_budget_gib)
 
