@@ -14,7 +14,7 @@ from torch import Tensor
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import ItemResult, evaluate, protocol_of
 from tinylora.evaluation.statistics import PairedResult, Share, paired_result
-from tinylora.tasks.public_sets import PUBLIC
+from tinylora.tasks.public_sets import HAVE_DEFAULTS
 from tinylora.training.config import RunConfig, TaskConfig
 from tinylora.training.recipe import apply_overrides, load_recipe, parse_recipe
 from tinylora.workbench import Say, Workbench
@@ -88,7 +88,7 @@ def settings_for_eval(
     if task and task != config.task.name:
         if task in ("gsm8k", "jsonl") or task.startswith("reasoning_gym:"):
             config = replace(config, task=TaskConfig(name=task))
-        elif task in PUBLIC:
+        elif task in HAVE_DEFAULTS:
             config = _with_protocol(config, parse_recipe(f'[task]\nname = "{task}"', task))
         else:
             recipe = load_recipe(task)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from tinylora.errors import UserError
+from tinylora.tasks import writing
 from tinylora.tasks.banking77_labels import LABELS
 from tinylora.tasks.base import Item, shorten
 from tinylora.tasks.jsonl import text_field
@@ -152,17 +153,24 @@ _ALL = (
 PUBLIC: dict[str, PublicSet] = {public.name: public for public in _ALL}
 
 
+HAVE_DEFAULTS = (*PUBLIC, "writing")
+"""Tasks that bring a scorer, a prompt or a budget of their own."""
+
+
 def fill_in(table: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's table with the defaults of the public set that its [task] names, for what it leaves out.
+    """A recipe's table with the defaults of the set (or generator) that its [task] names, for what it leaves out.
 
     A recipe that writes a scorer gets none of the set's scorer options, and one that writes a template or a system
     prompt none of the set's prompt.
     """
     task = table.get("task")
-    if not isinstance(task, dict) or not isinstance(task.get("name"), str) or task["name"] not in PUBLIC:
+    if not isinstance(task, dict) or not isinstance(task.get("name"), str) or task["name"] not in HAVE_DEFAULTS:
         return table
     options = task.get("options", {})
-    defaults = PUBLIC[task["name"]].defaults(options if isinstance(options, dict) else {})
+    if task["name"] in PUBLIC:
+        defaults = PUBLIC[task["name"]].defaults(options if isinstance(options, dict) else {})
+    else:
+        defaults = dict(writing.DEFAULTS)
     if "scorer" in task:
         defaults["task"] = {}
     if isinstance(table.get("prompt"), dict) and {"template", "system"} & set(table["prompt"]):
