@@ -17,7 +17,10 @@ from tinylora.errors import UserError
 def eval_(
     adapter: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run folder, an adapter file, or a code.")],
     task: Annotated[
-        str, typer.Option(help="gsm8k, jsonl, reasoning_gym:NAME, or a recipe; without it, the task of training.")
+        str,
+        typer.Option(
+            help="gsm8k or another public set, jsonl, reasoning_gym:NAME, or a recipe; without it, that of training."
+        ),
     ] = "",
     model: Annotated[
         str, typer.Option(help="The base model, where it is not the one of training or is not known.")

@@ -302,6 +302,7 @@ def _validate(bench: Workbench, state: _State, say: Say) -> dict[str, float]:
         v=state.v.detach().clone(),
         max_new_tokens=config.generation.max_new_tokens,
         chat=config.prompt.chat,
+        stop_strings=config.generation.stop_strings,
     )
     score = sum(reward(result, config) for result in results) / len(results)
     # Step 0 is the untrained model: shown for comparison, never kept as the adapter. best_v decides whether there is a
