@@ -82,7 +82,7 @@ def render(sections: Sequence[RunSection], figures: Sequence[Figure], *, pooled:
 
     environment = Environment(loader=PackageLoader("tinylora.reporting"), autoescape=True, undefined=StrictUndefined)
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
-    environment.filters["points"] = lambda share: f"{100 * share:+.1f}"
+    environment.filters["points"] = lambda share: f"{100 * share + 0.0:+.1f}".replace("-0.0", "+0.0")
     environment.filters["p"] = lambda value: f"{value:.2g}"
     environment.filters["known"] = lambda value, form="{:,}": "not measured" if value is None else form.format(value)
     drawings = [(figure, Markup(figure.svg)) for figure in figures]  # drawn here, from numbers and escaped labels
@@ -126,7 +126,7 @@ def _pooled(runs: Sequence[RunFacts]) -> str:
     if len(runs) < 2:
         return ""
     if not shared_items(runs):
-        return "The runs differ in base, task or test items, so they stand side by side and are not pooled."
+        return "The runs differ in base, task or test items, or have the same seed, so they are not pooled."
     pairs = []
     for run in runs:
         sides = run.sides

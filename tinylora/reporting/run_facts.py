@@ -77,13 +77,14 @@ def read_run(path: Path) -> RunFacts:
 
 
 def shared_items(runs: Sequence[RunFacts]) -> bool:
-    """Whether all runs were evaluated on the same items with the same base and task, so that they can be pooled."""
+    """Whether all runs were evaluated on the same items with the same base and task, so that they can be pooled over seeds."""
     sides = [run.sides for run in runs]
     if len(runs) < 2 or any(side is None for side in sides):
         return False
     keys = {json.dumps([run.config["model"]["name"], run.config["task"]], sort_keys=True, default=str) for run in runs}
     ids = {tuple(row["item_id"] for row in side[1]) for side in sides if side is not None}
-    return len(keys) == len(ids) == 1
+    seeds = {(run.config["train"]["seed"], run.config["adapter"]["seed"]) for run in runs}
+    return len(keys) == len(ids) == 1 and len(seeds) == len(runs)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
