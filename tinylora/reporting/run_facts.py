@@ -77,7 +77,7 @@ def read_run(path: Path) -> RunFacts:
 
 
 def shared_items(runs: Sequence[RunFacts]) -> bool:
-    """Whether all runs were evaluated on the same items with the same base and task, so that they can be pooled over seeds."""
+    """Whether all runs were evaluated on the same items with the same base and task, to be pooled over seeds."""
     sides = [run.sides for run in runs]
     if len(runs) < 2 or any(side is None for side in sides):
         return False
