@@ -177,6 +177,8 @@ def main() -> None:
         "seed": arguments.seed,
     }
     finish("fuzz_format", result, arguments.save)
+    if counts["crashes"] or counts["wrongly_accepted"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def peer(python: str, script: str, job: dict[str, Any], folder: Path) -> dict[st
         text=True,
     )
     if done.returncode:
-        if "ModuleNotFoundError" in done.stderr:
+        if any(f"No module named '{name}'" in done.stderr for name in ("llama_cpp", "lm_eval")):
             say(f"left out: {python} lacks a package for {script} ({done.stderr.strip().splitlines()[-1]})")
             return None
         raise SystemExit(f"{script} failed: {done.stderr[-3000:]}")
@@ -234,11 +234,12 @@ def lm_eval(base: BaseModel, folder: Path, python: str) -> dict[str, Any] | None
     adapter = put_on(base)
     write_lora(folder / "lm_eval_lora", adapter, base_name=base.name)
     texts = prompts()
-    ids = [tuple(base.tokenizer(text).input_ids) for text in texts]
-    ours = greedy(base, adapter, ids, base.stop_token_ids)
+    ids = [tuple(base.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    stops = (int(base.tokenizer.eos_token_id),)  # what the harness stops at; ours alone knows the others
+    ours = greedy(base, adapter, ids, stops)
     adapter.detach()
     plain_adapter = attach(base.model, AdapterConfig(num_groups=13))
-    plain = greedy(base, plain_adapter, ids, base.stop_token_ids)
+    plain = greedy(base, plain_adapter, ids, stops)
     plain_adapter.detach()
     job = {"folder": str(base.files[0].parent), "lora": str(folder / "lm_eval_lora"), "texts": texts, "count": TOKENS}
     say("lm-evaluation-harness answers with our LoRA export")

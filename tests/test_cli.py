@@ -21,7 +21,7 @@ from tinylora.training.config import GenerationConfig, ModelConfig, RunConfig, T
 
 VERBS = (
     "train", "eval", "chat", "inspect", "bench", "cache", "recipes", "encode", "decode", "verify", "export", "import",
-    "diff", "mix", "card", "push", "pull",
+    "diff", "mix", "card", "push", "pull", "report",
 )  # fmt: skip
 
 

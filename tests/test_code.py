@@ -116,3 +116,13 @@ def test_the_checksum_is_that_of_bech32m() -> None:
         return chk
 
     assert verify("tiny-", [ALPHABET.index(c) for c in CODE[len(PREFIX) :]]) == 0x2BC830A3
+
+
+@pytest.mark.parametrize("pair", [("s", "\u017f"), ("i", "\u0131"), ("ss", "\u00df"), ("tiny", "t\u0131ny")])
+def test_letters_that_capitals_are_made_of_elsewhere(pair: tuple[str, str]) -> None:
+    """upper() makes S of a long s and I of a dotless i: such a code once passed."""
+    every = (bytes([a, b, 7]) for a in range(256) for b in range(256))
+    data = next(data for data in every if pair[0] in to_code(data).lower())
+    wrong = to_code(data).lower().replace(pair[0], pair[1], 1)
+    assert wrong.upper() == to_code(data) or pair[0] == "tiny"
+    refused(wrong)

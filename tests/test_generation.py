@@ -404,6 +404,9 @@ GOOD = Request(prompt_ids=(5, 6, 7), params=GREEDY, should_stop=nothing_is_sampl
     ("bad", "message"),
     [
         ({"prompt_ids": ()}, "request 1 has an empty prompt"),
+        ({"prompt_ids": [5, 6]}, "request 1 has prompt_ids of type list"),
+        ({"forced_ids": None}, "request 1 has forced_ids of type NoneType"),
+        ({"should_stop": 5}, "request 1 has a should_stop of type int"),
         ({"prompt_ids": (5,) * 128}, "request 1 has a prompt of 128 tokens and the model's context is 128"),
         ({"prompt_ids": (5,) * 500}, "request 1 has a prompt of 500 tokens and the model's context is 128"),
         ({"prompt_ids": (5, 259)}, "request 1 has token id 259; allowed: 0 to 258"),

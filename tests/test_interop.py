@@ -275,7 +275,7 @@ def test_a_smaller_rank_keeps_the_best_part(tiny_llama: PreTrainedModel) -> None
         np.testing.assert_allclose(np.linalg.svd(found, compute_uv=False)[:2], [singular[0], 0], atol=1e-10)
         kept, total = kept + singular[0] ** 2, total + (singular**2).sum()
     assert cut.kept == pytest.approx(kept / total) and cut.kept < 1
-    with pytest.raises(UserError, match="LoRA rank must be at least 1"):
+    with pytest.raises(UserError, match="LoRA rank must be from 1"):
         lora_factors(adapter, -1)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tinylora.errors import UserError
 from tinylora.tasks.build import SCORERS, make_scorer
+from tinylora.tasks.json_text import json_objects
 from tinylora.tasks.latex import last_boxed
 from tinylora.tasks.numeric import final_number, last_number, parse_number
 
@@ -291,3 +292,9 @@ def test_math_verify_time_out_shows(monkeypatch):
 def test_bad_scorers(name, options, message):
     with pytest.raises(UserError, match=message):
         make_scorer(name, options)
+
+
+def test_a_million_braces_take_no_minutes() -> None:
+    """Each error of the decoder counts all lines before it: this took minutes."""
+    assert list(json_objects("{" * 1_000_000)) == []
+    assert [found for found, _, _ in json_objects('{{ "a": 1} {} { "b": {"c": 2}}')] == [{"a": 1}, {}, {"b": {"c": 2}}]

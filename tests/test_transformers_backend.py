@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from engine_conformance import (
     CONTEXT,
     GREEDY,
@@ -17,9 +19,13 @@ from engine_conformance import (
     tiny,
 )
 
+from tinylora.adapter.attach import attach
+from tinylora.adapter.config import AdapterConfig
+from tinylora.errors import UserError
 from tinylora.generation.prefill import common_prefix_length
 from tinylora.generation.transformers_backend import TransformersEngine
 from tinylora.generation.types import Request
+from tinylora.training.learner import Learner, Row
 
 
 @pytest.mark.parametrize("name", OTHER_MODELS)
@@ -90,3 +96,46 @@ def test_a_prefix_is_not_shared_where_a_window_would_count_the_padding_behind_it
 )
 def test_common_prefix_leaves_each_prompt_a_token(prompts: list[tuple[int, ...]], length: int) -> None:
     assert common_prefix_length(prompts) == length
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gpt_neo", "mpt"])
+def test_shared_prefixes_give_the_log_probs_of_full_forwards(kind: str) -> None:
+    """Bugs met here: windows, local attention and ALiBi measure distance by place in the cache, padding included."""
+    model = tiny("mistral") if kind == "mistral" else _other(kind)
+    head = PROMPTS[4][:9]
+    prompts = [(*head, 5, 6), (*head, 7, 8, 9, 10, 11, 12), (*head, 3)]
+    rows = [Row(i, prompt, (4, 9, 2)) for i, prompt in enumerate(prompts)]
+    requests = [Request(prompt_ids=p, params=GREEDY, forced_ids=(4, 9, 2)) for p in prompts]
+    found = TransformersEngine(model, context_length=CONTEXT).generate(requests)
+    adapter = attach(model, AdapterConfig(targets=("all-linear",)))
+    scored, _ = Learner(model, adapter, packed=False).logprobs(rows, None)
+    adapter.detach()
+    for completion, got, prompt in zip(found, scored, prompts, strict=True):
+        expected = reference_logprobs(model, prompt, (4, 9, 2), 1.0)
+        np.testing.assert_allclose(completion.logprobs[:3], expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(got.detach().numpy(), expected, rtol=0, atol=1e-5)
+
+
+def _other(kind: str) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "mpt":
+            config = transformers.MptConfig(vocab_size=64, d_model=32, n_heads=4, n_layers=2, max_seq_len=64)
+            model: Any = transformers.MptForCausalLM(config)
+        else:
+            config = transformers.GPTNeoConfig(
+                vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=64, window_size=6,
+                attention_types=[[["local", "global"], 1]],
+            )  # fmt: skip
+            model = transformers.GPTNeoForCausalLM(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0, 0.3)
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def test_a_recurrent_state_is_refused_in_one_sentence() -> None:
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
+    with pytest.raises(UserError, match="MambaForCausalLM keeps a recurrent state"):
+        TransformersEngine(transformers.MambaForCausalLM(config), context_length=32)

@@ -47,6 +47,8 @@ class Adapter:
     run: RunConfig | None = None
     """The settings of training, where the file has them."""
     value_type: ValueType = "float32"
+    is_own: bool = False
+    """Whether it lies in a run folder of this machine, whose settings may say what code to run; a file's may not."""
 
     @property
     def base_name(self) -> str:
@@ -54,7 +56,7 @@ class Adapter:
         if self.run is not None:
             return self.run.model.name
         known = lookup(self.fingerprint) if self.fingerprint else None
-        return known.names[0] if known else ""
+        return next((name for name in known.names if not _is_gone(name)), known.names[0]) if known else ""
 
     def settings(self, model: str = "") -> RunConfig:
         """Settings to run it with: those of training where they are known, defaults otherwise.
@@ -67,6 +69,8 @@ class Adapter:
             which = f" (fingerprint {self.fingerprint.hex()})" if self.fingerprint else ""
             raise UserError(f"the base of {self.label}{which} has not been seen on this machine; name it with --model")
         config = self.run or RunConfig()
+        if config.model.trust_remote_code and not self.is_own:
+            config = replace(config, model=replace(config.model, trust_remote_code=False))
         if model or self.run is None:
             name, _, revision = name.partition("@") if not Path(name).exists() else (name, "", "")
             config = replace(config, model=ModelConfig(name=name, revision=revision))
@@ -94,48 +98,84 @@ class Adapter:
         return replace(self, v=torch.from_numpy(round_values(self.v.numpy(), value_type).copy()), value_type=value_type)
 
 
+def _is_gone(name: str) -> bool:
+    """Whether this is a path that is no longer there; names of the hub never are."""
+    return name.startswith(("/", ".", "~")) and not _exists(_expanded(name))
+
+
 def open_adapter(reference: str | Path) -> Adapter:
     """The adapter that a run folder, a file or a code holds.
 
     Raises: UserError, one sentence, for anything else.
     """
     text = str(reference)
-    if looks_like_a_code(text) and not Path(text).exists():
+    if not text.strip():
+        raise UserError("the adapter's name is empty; give a run folder, an adapter file, or a code")
+    if looks_like_a_code(text) and not _exists(Path(text)):
         code = text.strip()
         label = code if len(code) <= 24 else f"{code[:12]}...{code[-6:]}"
         return _from_portable(parse_adapter(from_code(code)), label)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = _expanded(text)
+    if _exists(path) and path.is_dir():
         return _open_folder(path)
-    if not path.is_file():
+    if not _exists(path) or not path.is_file():
         raise UserError(
             f"there is no adapter {text!r}: give a run folder, an adapter file, or a code that begins with TINY-"
         )
-    with path.open("rb") as handle:
-        begins = handle.read(len(MAGIC))
+    try:
+        with path.open("rb") as handle:
+            begins = handle.read(len(MAGIC))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend its permissions, or get it again") from error
     if begins == MAGIC or path.suffix == SUFFIX:
         if path.stat().st_size > MOST_FILE_BYTES:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes; no adapter file has so many")
         return _from_portable(parse_adapter(path.read_bytes()), str(path))
     if _safetensors_format(path) == EXPLICIT_FORMAT:
         explicit = load_explicit(path)
-        known = Fingerprint.of(bytes.fromhex(explicit.fingerprint)) if explicit.fingerprint else None
+        known = _fingerprint(explicit.fingerprint, path)
         return Adapter(label=text, v=explicit.v, config=None, explicit=explicit, fingerprint=known)
     return _from_run(path, text)
 
 
 def is_adapter(reference: str) -> bool:
     """Whether this names an adapter rather than a model, for verbs that take both."""
-    path = Path(reference).expanduser()
+    path = _expanded(reference)
+    if not _exists(path):
+        return looks_like_a_code(reference)
     if path.is_dir():
         return (path / BEST).is_file() or (not (path / "config.json").exists() and any(path.glob(f"*{SUFFIX}")))
     return looks_like_a_code(reference) or (path.is_file() and path.suffix in (SUFFIX, ".safetensors"))
 
 
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~somebody who is not there
+        return Path(text)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a path; a text that is too long to be one is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _fingerprint(text: str, path: Path) -> Fingerprint | None:
+    try:
+        return Fingerprint.of(bytes.fromhex(text)) if text else None
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{path} is inconsistent: {text[:40]!r} is no fingerprint; get it again") from error
+
+
 def _open_folder(path: Path) -> Adapter:
     if (path / BEST).is_file():
-        return replace(open_adapter(path / BEST), label=str(path))
+        return replace(open_adapter(path / BEST), label=str(path), is_own=(path / "config.toml").is_file())
     if found := sorted(path.glob(f"*{SUFFIX}")):
+        if len(found) > 1:
+            raise UserError(f"{path} holds several adapters ({', '.join(f.name for f in found[:5])}); name one of them")
         return open_adapter(found[0])
     if (path / "adapter_config.json").is_file():
         raise UserError(f"{path} holds a PEFT adapter; import it first: tinylora import {path} --model BASE -o FILE")
@@ -153,11 +193,16 @@ def _safetensors_format(path: Path) -> str:
 def _from_run(path: Path, label: str) -> Adapter:
     v, run = load_vector(path)
     facts = load_facts(path)
-    fingerprint, check = facts.get("fingerprint"), facts.get("basis_check")
+    fingerprint = _fingerprint(str(facts.get("fingerprint") or ""), path)
+    try:
+        check = bytes.fromhex(str(facts.get("basis_check") or ""))
+    except ValueError as error:
+        raise UserError(f"{path} is inconsistent: its basis check is no hex text; get it again") from error
+    if fingerprint is None:
+        check = b""  # without a base it says nothing
     return Adapter(
         label=label, v=v, config=run.adapter, run=run,
-        fingerprint=Fingerprint.of(bytes.fromhex(str(fingerprint))) if fingerprint else None,
-        check=bytes.fromhex(str(check)) if check else b"",
+        fingerprint=fingerprint, check=check,
     )  # fmt: skip
 
 

@@ -395,9 +395,10 @@ def prompt_length(config: RunConfig) -> tuple[int, str]:
     """Mean prompt tokens and how they were found: from a few of the task's questions at four characters a token where
     those can be had without network, else an assumption."""
     from tinylora.tasks.build import build_task
+    from tinylora.tasks.public_sets import PUBLIC
 
     task = config.task
-    if task.name == "gsm8k" and not task.path:
+    if task.name in PUBLIC and not task.path:
         return ASSUMED_PROMPT_TOKENS, "assumed: the questions are on the hub"
     if task.name.startswith("reasoning_gym:"):
         task = replace(task, num_items=min(task.num_items, 512))

@@ -72,6 +72,7 @@ def landscape(
             v=v,
             max_new_tokens=config.generation.max_new_tokens,
             chat=config.prompt.chat,
+            stop_strings=config.generation.stop_strings,
         )
         shares = {name: mean(results, name) for name in ("strict", "value_only", "stopped")}
         rows.append(LandscapeRow(norm=norm, vector=k, kl=kl, num_items=len(items), **shares))

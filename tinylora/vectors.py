@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from tinylora.adapter.config import AdapterConfig
 from tinylora.adapters import Adapter
 from tinylora.errors import UserError
 
@@ -31,18 +32,21 @@ class Difference:
 def refuse_other_basis(a: Adapter, b: Adapter) -> None:
     """Raises: UserError, naming it, for anything in which two adapters differ beside their numbers."""
     if a.explicit is not None or b.explicit is not None:
-        one = a if a.explicit is not None else b
+        bound = a if a.explicit is not None else b
         raise UserError(
-            f"{one.label} brings factors of its own; only adapters on a rebuilt basis can be compared or mixed"
+            f"{bound.label} brings factors of its own; only adapters on a rebuilt basis can be compared or mixed"
         )
     assert a.config is not None and b.config is not None
-    if a.config != b.config:
-        fields = [name for name in a.config.__slots__ if getattr(a.config, name) != getattr(b.config, name)]
-        first = fields[0]
+    one, two = _meant(a.config), _meant(b.config)
+    if one != two:
+        first = next(name for name in a.config.__slots__ if getattr(one, name) != getattr(two, name))
         raise UserError(
             f"{a.label} and {b.label} are on different bases of update: adapter.{first} is "
             f"{getattr(a.config, first)!r} and {getattr(b.config, first)!r}"
         )
+    if bool(a.fingerprint) != bool(b.fingerprint):
+        one_without = a if a.fingerprint is None else b
+        raise UserError(f"{one_without.label} does not say which base it is for; encode it first: tinylora encode")
     if a.fingerprint and b.fingerprint and a.fingerprint != b.fingerprint:
         raise UserError(
             f"{a.label} and {b.label} are for different base models ({a.fingerprint.hex()}, {b.fingerprint.hex()})"
@@ -55,6 +59,12 @@ def refuse_other_basis(a: Adapter, b: Adapter) -> None:
         raise UserError(f"the bases of {a.label} and {b.label} were rebuilt differently (their checks disagree)")
     if a.v.shape != b.v.shape:
         raise UserError(f"{a.label} has {tuple(a.v.shape)} numbers and {b.label} {tuple(b.v.shape)}")
+
+
+def _meant(config: AdapterConfig) -> AdapterConfig:
+    """The settings with what changes nothing put in one form, as the portable file has them."""
+    ties = config.num_groups == 0 and config.tying in ("tiled", "structured")
+    return replace(config, targets=tuple(sorted(config.targets)), n_tie=config.n_tie if ties else 1)
 
 
 def difference(a: Adapter, b: Adapter) -> Difference:
@@ -79,8 +89,9 @@ def mix(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
     if not all(math.isfinite(w) for w in weights):
         raise UserError(f"the weights must be finite numbers, got {', '.join(map(str, weights))}")
     first = adapters[0]
-    for other in adapters[1:]:
-        refuse_other_basis(first, other)
+    for place, one in enumerate(adapters):
+        for other in adapters[place + 1 :]:
+            refuse_other_basis(one, other)
     v = sum(
         (w * one.v.double() for w, one in zip(weights, adapters, strict=True)), start=torch.zeros_like(first.v).double()
     )

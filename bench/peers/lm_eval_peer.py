@@ -36,7 +36,7 @@ def main() -> None:
         (Path(scratch) / "task.yaml").write_text(TASK.format(data=data, count=job["count"]))
         found = lm_eval.simple_evaluate(
             model="hf",
-            model_args=f"pretrained={job['folder']},peft={job['lora']},dtype=float32",
+            model_args=f"pretrained={job['folder']},peft={job['lora']},dtype=float32,add_bos_token=False",
             tasks=["tinylora_prompts"],
             task_manager=TaskManager(include_path=scratch),
             device="cpu",

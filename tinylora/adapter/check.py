@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tinylora.adapter.factors import Factors
 from tinylora.adapter.projection import Float64Array, uniform_block
+from tinylora.errors import UserError
 
 STEPS = 32
 """Steps of the forms in a unit; a form is some 0.3 in size."""
@@ -27,13 +28,17 @@ def basis_check(
     """The check of a basis: first four bits the offset, then 28 of the hash.
 
     paths: adapted modules in canonical order, groups: the tie group of each; P by path, (u, r, r) in float64.
-    Raises: ValueError if every offset leaves a form within SAFE of an edge (odds of about 1e-40 at 200 modules).
+    Raises: UserError if every offset leaves a form within SAFE of an edge (odds of about 1e-40 at 200 modules of
+    rank 2; likely from some 100,000 forms on).
     """
     forms = _forms(paths, factors)
     margins = [_margin(forms, offset) for offset in range(OFFSETS)]
     offset = int(np.argmax(margins))
     if margins[offset] < SAFE:
-        raise ValueError("no offset keeps the basis check clear of rounding")
+        raise UserError(
+            f"{len(paths)} modules at this rank are too many for the check of a portable file, so the adapter has no "
+            "short form; ship it with its factors: tinylora encode RUN --with-factors -o FILE.safetensors"
+        )
     return _hash(paths, forms, P, groups, offset)
 
 

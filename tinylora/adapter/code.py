@@ -28,12 +28,17 @@ _MISREAD = {"O": "0", "I": "1", "L": "1", "U": "V"}
 def to_code(data: bytes) -> str:
     """The code of an adapter file's bytes, in capitals. Raises: UserError if it would be too long."""
     symbols = _symbols(data)
-    if len(symbols) + CHECKSUM > MAX_SYMBOLS:
+    if not fits_a_code(data):
         raise UserError(
             f"an adapter of {len(data)} bytes is too long for a code (at most {MAX_SYMBOLS - CHECKSUM} characters, "
             "that is some 300 numbers in bfloat16); use the file"
         )
     return PREFIX + "".join(ALPHABET[s] for s in symbols + _checksum(symbols))
+
+
+def fits_a_code(data: bytes) -> bool:
+    """Whether `to_code` takes it."""
+    return len(_symbols(data)) + CHECKSUM <= MAX_SYMBOLS
 
 
 def from_code(text: str) -> bytes:
@@ -42,6 +47,9 @@ def from_code(text: str) -> bytes:
     Raises: NotAnAdapter, one sentence, for anything that `to_code` does not write.
     """
     code = re.sub(r"\s", "", text)
+    if not code.isascii():  # before upper(), which turns letters of other alphabets into ours
+        place, character = next((i, c) for i, c in enumerate(code, 1) if not c.isascii())
+        raise NotAnAdapter(f"character {place} of the code is {character!r}, which no code has")
     if code != code.upper() and code != code.lower():
         raise NotAnAdapter("the code mixes capital and small letters; write it in one of them")
     code = code.upper()
@@ -67,7 +75,7 @@ def from_code(text: str) -> bytes:
 
 def looks_like_a_code(text: str) -> bool:
     """Whether somebody who wrote this meant a code."""
-    return text.strip().upper().startswith(PREFIX)
+    return text.strip()[: len(PREFIX)].isascii() and text.strip().upper().startswith(PREFIX)
 
 
 def _symbols(data: bytes) -> list[int]:

@@ -105,15 +105,21 @@ def load_explicit(path: Path) -> ExplicitFactors:
                 S=tensors[f"S.{p}"].double(),
                 V=tensors[f"V.{p}"].double(),
                 P=tensors[f"P.{p}"].double(),
-                tie_group=int(group),
+                tie_group=_index(group),
             )
             for p, group in groups.items()
         }
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged or no adapter file ({error}); get it again") from error
     explicit = ExplicitFactors(v, modules, metadata.get("origin", ""), metadata.get("fingerprint", ""))
     _check(explicit, path)
     return explicit
+
+
+def _index(value: object) -> int:
+    if type(value) is not int:
+        raise ValueError(f"a tie group is a whole number, got {value!r}")
+    return value
 
 
 def _check(explicit: ExplicitFactors, path: Path) -> None:
@@ -131,5 +137,7 @@ def _check(explicit: ExplicitFactors, path: Path) -> None:
             raise UserError(f"{path} is inconsistent: {name} is in tie group {module.tie_group} of {v.shape[0]}")
         if not all(torch.isfinite(getattr(module, n)).all() for n in "USVP"):
             raise UserError(f"{path} holds a number that is not finite in the factors of {name}")
+        if not (module.S > 0).all():
+            raise UserError(f"{path} is inconsistent: S of {name} must be above 0")
     if not torch.isfinite(v).all():
         raise UserError(f"{path} holds a number that is not finite")

@@ -6,7 +6,7 @@ so that `--help` stays fast.
 
 import os
 
-from tinylora.cli import adapters, look, train, use  # noqa: F401 (their verbs)
+from tinylora.cli import adapters, look, report, train, use  # noqa: F401 (their verbs)
 from tinylora.cli.common import app
 
 
@@ -37,5 +37,6 @@ def _top() -> None:
       tinylora train demo --dry-run                what that would take: numbers, tokens, memory, hours
       tinylora eval runs/demo-001                  untrained model and adapter on the same held-out items
       tinylora chat runs/demo-001                  both of them answer what you type
+      tinylora report runs/demo-001                one page with everything that was measured
       tinylora inspect Qwen/Qwen2.5-7B-Instruct    what would be trained in another model
     """

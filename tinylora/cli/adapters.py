@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinylora.cli.common import Json, OtherBase, app, print_json, say, verb
+from tinylora.cli.common import NO_ROOM, Json, OtherBase, app, print_json, say, verb
 from tinylora.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ def encode(
       tinylora encode runs/demo-001
       tinylora encode runs/demo-001 --dtype bfloat16 -o demo.tinylora
     """
-    from tinylora.adapter.code import to_code
     from tinylora.adapters import open_adapter
 
     opened = open_adapter(adapter)
@@ -83,7 +82,9 @@ def encode(
     opened = _complete(opened, model)
     portable = opened.to_portable(_value_type(dtype))
     data = portable.to_bytes()
-    code = to_code(data)
+    code = _code(data)
+    if code is None and out is None:
+        raise UserError(f"{portable.num_numbers} numbers are too many for a code; write the file with --out FILE")
     if out is not None:
         _write(out, data)
     change = (
@@ -92,16 +93,23 @@ def encode(
     if as_json:
         print_json(
             {
-                "code": code, "code_chars": len(code), "file_bytes": len(data), "file": str(out) if out else None,
-                "numbers": portable.num_numbers, "dtype": portable.value_type, "relative_change": change,
-                "fingerprint": portable.fingerprint.hex(), "check": portable.check.hex(),
+                "code": code,
+                "code_chars": len(code) if code else None,
+                "file_bytes": len(data),
+                "file": str(out) if out else None,
+                "numbers": portable.num_numbers,
+                "dtype": portable.value_type,
+                "relative_change": change,
+                "fingerprint": portable.fingerprint.hex(),
+                "check": portable.check.hex(),
             }
-        )  # fmt: skip
+        )
         return
-    print(code)
-    rounding = f"; rounding changed the update by {100 * change:.2g} %" if portable.value_type == "bfloat16" else ""
+    print(code or "(too long for a code; use the file)")
+    rounding = f"; rounding changed the numbers by {100 * change:.2g} %" if portable.value_type == "bfloat16" else ""
     where = f", written to {out}" if out else ""
-    sizes = f"{len(data)} bytes{where}, {len(code)} characters{rounding}"
+    characters = f", {len(code)} characters" if code else ""
+    sizes = f"{len(data)} bytes{where}{characters}{rounding}"
     say(f"{portable.num_numbers} numbers in {portable.value_type}: {sizes}")
 
 
@@ -141,13 +149,24 @@ def _encode_factors(opened: "Adapter", model: str, out: Path | None, as_json: bo
 def _write(path: Path, data: bytes) -> None:
     from tinylora.training.run_folder import write_atomically
 
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give a file")
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give a file")
+        if path.exists():
+            raise UserError(f"{path} exists; choose another file, or delete it")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
-    except (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"cannot write {path} ({error})") from error
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        raise UserError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+
+
+def _code(data: bytes) -> str | None:
+    """The code, or None where it would be too long to be one."""
+    from tinylora.adapter.code import fits_a_code, to_code
+
+    return to_code(data) if fits_a_code(data) else None
 
 
 @app.command()
@@ -270,10 +289,16 @@ def verify(
     attached = _put_on(opened, base, other_base)
     rows = [_change(attached, path, group) for path, group in zip(attached.paths, attached.groups, strict=True)]
     total, weights = (sum(getattr(row, name) ** 2 for row in rows) ** 0.5 for name in ("change", "weight"))
-    stated = "is" if opened.fingerprint else "is not stated in it, so it could not be compared; this one is"
+    stated = (
+        "is taken to be"
+        if other_base
+        else "is"
+        if opened.fingerprint
+        else "is not stated in it, so it could not be compared; this one is"
+    )
     verdict = (
         f"intact; its base {stated} {base.name}"
-        + ("" if not other_base else " (not compared: --other-base)")
+        + ("" if not other_base else " by --other-base, and was not compared")
         + (", and its basis came out the same" if opened.check and not other_base else "")
     )
     if as_json:
@@ -291,8 +316,11 @@ def verify(
     print(verdict)
     print(f"{'module':<44} {'group':>5} {'|dW|':>10} {'|dW|/|W|':>10}")
     for row in rows:
-        print(f"{row.module:<44} {row.tie_group:>5} {row.change:>10.4g} {row.change / row.weight:>10.2e}")
-    print(f"{f'all {len(rows)} modules':<44} {'':>5} {total:>10.4g} {total / weights:>10.2e}")
+        relative = row.change / row.weight if row.weight else float("nan")
+        print(f"{row.module:<44} {row.tie_group:>5} {row.change:>10.4g} {relative:>10.2e}")
+    print(
+        f"{f'all {len(rows)} modules':<44} {'':>5} {total:>10.4g} {total / weights if weights else float('nan'):>10.2e}"
+    )
 
 
 @app.command()
@@ -458,6 +486,8 @@ def diff(a: AdapterArgument, b: AdapterArgument, as_json: Json = False) -> None:
     from tinylora.vectors import difference
 
     one, two = open_adapter(a), open_adapter(b)
+    if one.fingerprint or two.fingerprint:
+        one, two = _complete(one, ""), _complete(two, "")
     found = difference(one, two)
     if as_json:
         print_json({"a": one.label, "b": two.label, **dataclasses.asdict(found)})
@@ -486,7 +516,6 @@ def mix(
       tinylora mix runs/demo-001 runs/demo-002
       tinylora mix runs/demo-001 TINY-... --weights 0.7,0.3 -o mixed.tinylora
     """
-    from tinylora.adapter.code import to_code
     from tinylora.adapters import open_adapter
     from tinylora.vectors import mix as mixed_of
 
@@ -494,14 +523,17 @@ def mix(
         numbers = [float(part) for part in weights.split(",")] if weights else [1 / len(adapters)] * len(adapters)
     except ValueError:
         raise UserError(f"--weights must be numbers separated by commas, such as 0.7,0.3, got {weights!r}") from None
-    mixed = _complete(mixed_of([open_adapter(one) for one in adapters], numbers), model)
+    opened = [open_adapter(one) for one in adapters]
+    if any(one.fingerprint for one in opened):  # else all of them are completed at once, as one
+        opened = [_complete(one, model) for one in opened]
+    mixed = _complete(mixed_of(opened, numbers), model)
     data = mixed.to_portable(_value_type(dtype)).to_bytes()
     if out is not None:
         _write(out, data)
     if as_json:
-        print_json({**describe_json(mixed), "code": to_code(data), "file": str(out) if out else None})
+        print_json({**describe_json(mixed), "code": _code(data), "file": str(out) if out else None})
         return
-    print(to_code(data))
+    print(_code(data) or "(too long for a code; use the file)")
     say(
         f"{mixed.label}: {mixed.v.numel()} numbers, |v| = {float(mixed.v.norm()):.4g}"
         + (f", written to {out}" if out else "")

@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 
 from tinylora.errors import UserError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What a full disk raises."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,7 +59,7 @@ def verb(command: Callable[P, T]) -> Callable[P, T]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_ROOM:
                 raise
             where = f" at {error.filename}" if error.filename else ""
             say(f"tinylora: the disk is full{where}; free some space (tinylora cache shows what can go) and try again")
@@ -69,4 +73,13 @@ def verb(command: Callable[P, T]) -> Callable[P, T]:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
-    print(json.dumps(value, ensure_ascii=False, default=str))
+    print(json.dumps(_plain(value), ensure_ascii=False, default=str))
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities, for which JSON has no word, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -17,7 +17,10 @@ from tinylora.errors import UserError
 def eval_(
     adapter: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run folder, an adapter file, or a code.")],
     task: Annotated[
-        str, typer.Option(help="gsm8k, jsonl, reasoning_gym:NAME, or a recipe; without it, the task of training.")
+        str,
+        typer.Option(
+            help="gsm8k or another public set, jsonl, reasoning_gym:NAME, or a recipe; without it, that of training."
+        ),
     ] = "",
     model: Annotated[
         str, typer.Option(help="The base model, where it is not the one of training or is not known.")
@@ -86,6 +89,11 @@ def eval_(
     trained = opened.settings(model)
     if opened.run is None and not task:
         raise UserError(f"{opened.label} does not say on what it was trained; name a task or recipe with --task")
+    if ":" in trained.task.scorer and not (task or opened.is_own):
+        raise UserError(
+            f"{opened.label} names a scorer in Python ({trained.task.scorer}), and a file does not choose what code "
+            "runs here; name the task or recipe yourself with --task"
+        )
     config = settings_for_eval(trained, task, set_ or [], is_bare=opened.run is None)
     check_base_kept(trained, config)
     if controls:

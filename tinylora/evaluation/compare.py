@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import ItemResult, evaluate
+from tinylora.evaluation.evaluate import ItemResult, evaluate, protocol_of
 from tinylora.evaluation.statistics import PairedResult, Share, paired_result
+from tinylora.tasks.public_sets import HAVE_DEFAULTS
 from tinylora.training.config import RunConfig, TaskConfig
-from tinylora.training.recipe import apply_overrides, load_recipe
+from tinylora.training.recipe import apply_overrides, load_recipe, parse_recipe
 from tinylora.workbench import Say, Workbench
 
 MEASURES = ("strict", "value_only", "stopped")
@@ -34,6 +35,8 @@ class Comparison:
     base: tuple[ItemResult, ...]
     tuned: tuple[ItemResult, ...]
     names: tuple[str, str] = ("untrained", "adapter")
+    protocol: str = ""
+    """Hash of all that decides a score besides the model (`tasks/protocol.py`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything that `text` prints, for machines; not the items."""
@@ -43,6 +46,7 @@ class Comparison:
             "compared": self.headline,
             "sides": list(self.names),
             "num_items": len(self.base),
+            "protocol": self.protocol,
             **measures,
             "mean_tokens": mean_tokens,
         }
@@ -71,7 +75,8 @@ def settings_for_eval(
     """The settings a run was trained with, changed to what is to be evaluated.
 
     `task`: a task's name (gsm8k, jsonl, reasoning_gym:NAME), whose options start from the defaults unless it is the
-    run's own; or a recipe, which brings its [task] and [prompt]. Device and threads are those of this machine.
+    run's own; another public set, which brings its prompt and budget; or a recipe, which brings its [task], [prompt]
+    and the end of a reply (generation.max_new_tokens, stop_strings). Device and threads are those of this machine.
     is_bare: the adapter says nothing of its training; a recipe then brings [generation] and [eval], too.
     Raises: UserError for an unknown task, recipe or key.
     """
@@ -83,12 +88,21 @@ def settings_for_eval(
     if task and task != config.task.name:
         if task in ("gsm8k", "jsonl") or task.startswith("reasoning_gym:"):
             config = replace(config, task=TaskConfig(name=task))
+        elif task in HAVE_DEFAULTS:
+            config = _with_protocol(config, parse_recipe(f'[task]\nname = "{task}"', task))
         else:
             recipe = load_recipe(task)
-            config = replace(config, task=recipe.task, prompt=recipe.prompt)
+            config = _with_protocol(config, recipe)
             if is_bare:
                 config = replace(config, generation=recipe.generation, eval=recipe.eval)
     return apply_overrides(config, overrides)
+
+
+def _with_protocol(config: RunConfig, recipe: RunConfig) -> RunConfig:
+    """`config` with the questions, the prompt and the end of a reply (budget, stop strings) of `recipe`."""
+    ends = recipe.generation
+    generation = replace(config.generation, max_new_tokens=ends.max_new_tokens, stop_strings=ends.stop_strings)
+    return replace(config, task=recipe.task, prompt=recipe.prompt, generation=generation)
 
 
 def check_base_kept(trained: RunConfig, config: RunConfig) -> None:
@@ -144,13 +158,15 @@ def compare(
             temperature=temperature,
             seed=seed,
             chat=config.prompt.chat,
+            stop_strings=config.generation.stop_strings,
             on_progress=lambda done, total: say(f"{who}: {done}/{total} items"),
         )
         return tuple(results)
 
     names = ("untrained", "adapter") if against is None else ("adapter", "rounded")
     base, tuned = run(against, names[0]), run(v, names[1])
-    return replace(from_results(headline, base, tuned), names=names)
+    protocol = protocol_of(config, bench.task, items, temperature=temperature, seed=seed)
+    return replace(from_results(headline, base, tuned), names=names, protocol=protocol)
 
 
 def from_results(headline: str, base: Sequence[ItemResult], tuned: Sequence[ItemResult]) -> Comparison:

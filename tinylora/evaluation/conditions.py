@@ -278,7 +278,7 @@ class Conditions:
         results = evaluate(
             self.bench.engine, self.bench.base, self.task, items,
             v=v, max_new_tokens=max_new_tokens or self.budget, chat=config.prompt.chat, seed=config.train.seed,
-            prompt=prompt,
+            prompt=prompt, stop_strings=config.generation.stop_strings,
         )  # fmt: skip
         messages = prompt or self.task.prompt
         prompt_tokens = sum(len(encode_prompt(self.bench.base, messages(item), config.prompt.chat)) for item in items)

@@ -14,6 +14,8 @@ from tinylora.generation.engine import Engine
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.models.load import BaseModel, encode_prompt
 from tinylora.tasks.base import Item, Message, ScorerError, Task
+from tinylora.tasks.protocol import items_fingerprint, protocol_hash
+from tinylora.training.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,35 @@ def decode(base: BaseModel, completion: Completion) -> str:
     return text
 
 
-def score_completion(base: BaseModel, task: Task, item: Item, completion: Completion) -> ItemResult:
-    """Score one completion. Raises: ScorerError, which shows the item, if the scorer fails."""
+def stop_at(base: BaseModel, stop_strings: Sequence[str]) -> Callable[[list[int]], bool] | None:
+    """For Request.should_stop: whether one of the texts stands at the end of the tokens so far; None without texts.
+
+    Only the last tokens are decoded, special ones too: a token that shows is at least a byte of text.
+    """
+    if not stop_strings:
+        return None
+    tail = max(len(text.encode()) for text in stop_strings) + 8
+
+    def should_stop(token_ids: list[int]) -> bool:
+        text = base.tokenizer.decode(token_ids[-tail:], skip_special_tokens=False)
+        return any(stop in text for stop in stop_strings)
+
+    return should_stop
+
+
+def cut_at(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first of the stop strings in it."""
+    ends = [text.find(stop) for stop in stop_strings if stop in text]
+    return text[: min(ends)] if ends else text
+
+
+def score_completion(
+    base: BaseModel, task: Task, item: Item, completion: Completion, stop_strings: Sequence[str] = ()
+) -> ItemResult:
+    """Score one completion, cut at the first stop string. Raises: ScorerError, with the item, if the scorer fails."""
     stopped = completion.finish_reason == "stop"
-    return score_text(task, item, decode(base, completion), stopped=stopped, num_tokens=len(completion.token_ids))
+    text = cut_at(decode(base, completion), stop_strings)
+    return score_text(task, item, text, stopped=stopped, num_tokens=len(completion.token_ids))
 
 
 def score_text(task: Task, item: Item, text: str, *, stopped: bool, num_tokens: int) -> ItemResult:
@@ -92,6 +119,7 @@ def evaluate(
     seed: int = 0,
     chat: bool = True,
     num_samples: int = 1,
+    stop_strings: Sequence[str] = (),
     prompt: Callable[[Item], list[Message]] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[ItemResult]:
@@ -104,6 +132,7 @@ def evaluate(
     params = SamplingParams(
         temperature=temperature, max_new_tokens=max_new_tokens, stop_token_ids=base.stop_token_ids, seed=seed
     )
+    should_stop = stop_at(base, stop_strings)
     chunk = max(1, 4 * engine.max_batch_rows // num_samples)
     for start in range(0, len(items), chunk):
         part = items[start : start + chunk]
@@ -114,13 +143,34 @@ def evaluate(
                 num_samples=num_samples,
                 key=draw_key(item),
                 v=v,
+                should_stop=should_stop,
             )
             for item in part
         ]
-        results += [score_completion(base, task, part[c.request_index], c) for c in engine.generate(requests)]
+        results += [
+            score_completion(base, task, part[c.request_index], c, stop_strings) for c in engine.generate(requests)
+        ]
         if on_progress is not None:
             on_progress(min(start + chunk, len(items)), len(items))
     return results
+
+
+def protocol_of(
+    config: RunConfig, task: Task, items: Sequence[Item], *, temperature: float = 0.0, seed: int = 0
+) -> str:
+    """The protocol hash of `items` of a task answered under a config's prompt, scorer and budget."""
+    return protocol_hash(
+        task=task.name,
+        data=items_fingerprint(items),
+        prompt=config.prompt,
+        chat=config.prompt.chat,
+        scorer=config.task.scorer,
+        scorer_options=config.task.scorer_options,
+        max_new_tokens=config.generation.max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop_strings=config.generation.stop_strings,
+    )
 
 
 def correct(results: Sequence[ItemResult], score: str = "strict") -> np.ndarray:

@@ -24,7 +24,7 @@ from tinylora.evaluation.account import (
 )
 from tinylora.evaluation.compare import settings_for_eval
 from tinylora.evaluation.conditions import Condition, Conditions, Store
-from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean
+from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean, protocol_of
 from tinylora.evaluation.power import adjusted_p_values, smallest_effect
 from tinylora.evaluation.scores import repetition
 from tinylora.evaluation.side_effects import neutral_text, text_effect
@@ -117,6 +117,7 @@ def gather_evidence(
             "model": config.model.name,
             "task": task.name,
             "num_items": len(items),
+            "protocol": protocol_of(config, task, items),
             "decoding": {
                 "max_new_tokens": config.generation.max_new_tokens, "temperature": 0.0, "seed": config.train.seed,
             },
@@ -251,12 +252,13 @@ def _other_task(bench: Workbench, adapter: Adapter, name: str, num_items: int, s
         sides.append(
             evaluate(
                 bench.engine, bench.base, task, items, v=v, max_new_tokens=config.generation.max_new_tokens,
-                chat=config.prompt.chat, seed=config.train.seed,
+                chat=config.prompt.chat, seed=config.train.seed, stop_strings=config.generation.stop_strings,
             )
         )  # fmt: skip
     return {
         "task": name,
         "num_items": len(items),
+        "protocol": protocol_of(config, task, items),
         "strict": _paired(sides[0], sides[1], "strict"),
         "value_only": _paired(sides[0], sides[1], "value_only"),
         "length": {"base": mean(sides[0], "num_tokens"), "tuned": mean(sides[1], "num_tokens")},

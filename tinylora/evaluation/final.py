@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean
+from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean, protocol_of
 from tinylora.evaluation.statistics import paired_result, wilson_interval
 from tinylora.tasks.base import Item, Message
 from tinylora.tasks.prompt import Prompt
@@ -73,6 +73,7 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
     def measure(name: str, v: Tensor | None, what: Sequence[Item] = items, **options: Any) -> list[ItemResult]:
         say(f"evaluating {name} on {len(what):,} items")
         options = {"max_new_tokens": budget, "chat": config.prompt.chat, "seed": config.train.seed, **options}
+        options["stop_strings"] = config.generation.stop_strings
         return evaluate(bench.engine, bench.base, task, what, v=v, **options)
 
     base = kept["base_greedy"] = measure("the untrained model, greedy", None)
@@ -113,6 +114,7 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
         "seconds": seconds_trained + time.perf_counter() - started,
         "seconds_trained": seconds_trained,
         "decoding": PRIMARY,
+        "protocol": protocol_of(config, task, items),
         "v": v.flatten().tolist(),
         "v_norm": float(v.norm()),
         "primary": _paired(base, tuned, "strict"),

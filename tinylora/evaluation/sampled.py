@@ -97,7 +97,7 @@ def compare_samples(
             evaluate(
                 bench.engine, bench.base, bench.task, items, v=vector, num_samples=num_samples,
                 max_new_tokens=bench.config.generation.max_new_tokens, temperature=temperature, seed=seed,
-                chat=bench.config.prompt.chat,
+                chat=bench.config.prompt.chat, stop_strings=bench.config.generation.stop_strings,
                 on_progress=lambda done, total, who=who: say(f"{who}: {done}/{total} items"),  # type: ignore[misc]
             )
         )  # fmt: skip

@@ -118,6 +118,7 @@ class NativeEngine:
         the KV budget cannot hold even alone; GenerationError, with the completions of all other requests, for one whose
         logits are not finite.
         """
+        requests = list(requests)
         check_requests(
             requests,
             vocabulary_size=self.architecture.vocab_size,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 MIN_SHARED = 8
 """Shared tokens below which a forward pass of their own is not worth it."""
@@ -52,13 +53,33 @@ def common_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
+def can_select(model: PreTrainedModel) -> bool:
+    """Whether rows of the model's cache can be chosen and repeated; the state of recurrent layers cannot."""
+    return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers)
+
+
+def _may_share(model: PreTrainedModel, ragged: bool) -> bool:
+    """Whether a prefix computed alone gives the numbers of a full forward.
+
+    Where prompts go on with unequal lengths, padding lies between the prefix and the rest. Rotary positions are told of
+    it; a sliding window, a distance by place in the cache (ALiBi) and a recurrent state are not.
+    """
+    layers = DynamicCache(config=model.config).layers
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return False
+    config = model.config.get_text_config()
+    rotary = bool(getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None))
+    return not ragged or (rotary and all(type(layer) is DynamicLayer for layer in layers))
+
+
 def prefill(
     model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad_token_id: int, *, share_prefix: bool = True
 ) -> Prefilled:
     """Run the prompts through the model. share_prefix must be off when rows carry adapter vectors of their own."""
     device = model.device
     shared = common_prefix_length(prompts) if share_prefix and len(prompts) > 1 else 0
-    shared = shared if shared >= MIN_SHARED else 0
+    ragged = len(set(map(len, prompts))) > 1
+    shared = shared if shared >= MIN_SHARED and _may_share(model, ragged) else 0
     cache = DynamicCache(config=model.config)
     if shared:
         head = torch.tensor([prompts[0][:shared]], device=device)

@@ -26,6 +26,11 @@ def check_requests(
 def _check(
     name: str, request: Request, vocabulary_size: int, context_length: int, adapter: AttachedAdapter | None
 ) -> None:
+    for what, ids in (("prompt_ids", request.prompt_ids), ("forced_ids", request.forced_ids)):
+        if not isinstance(ids, tuple):
+            raise UserError(f"{name} has {what} of type {type(ids).__name__}; give a tuple of token ids")
+    if request.should_stop is not None and not callable(request.should_stop):
+        raise UserError(f"{name} has a should_stop of type {type(request.should_stop).__name__}; give a function")
     length = len(request.prompt_ids)
     if not length:
         raise UserError(f"{name} has an empty prompt; give at least one token")

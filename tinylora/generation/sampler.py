@@ -101,7 +101,7 @@ def _draw_group(logits: Tensor, sequences: list[Sequence], sum_blocks: "SumBlock
     """Rows of like settings: token, logprob, sampling_logprob and whether finite, (4, rows) float64."""
     params = sequences[0].request.params
     state = _state(sequences) if params.temperature > 0 else None
-    temperature = params.temperature or 1.0
+    temperature = float(params.temperature) or 1.0
     sums = sum_blocks(logits, temperature)
     if params.is_plain:
         scores, own_temperature, own_sums = logits, temperature, sums
@@ -121,8 +121,8 @@ def _draw_group(logits: Tensor, sequences: list[Sequence], sum_blocks: "SumBlock
 
 def _state(sequences: list[Sequence]) -> Uint64Array:
     return draw_state(
-        [sequence.request.params.seed for sequence in sequences],
-        [sequence.request.key for sequence in sequences],
+        [int(sequence.request.params.seed) for sequence in sequences],
+        [int(sequence.request.key) for sequence in sequences],
         [sequence.sample_index for sequence in sequences],
         [len(sequence.token_ids) for sequence in sequences],
     )
@@ -159,9 +159,9 @@ def block_sums(scores: Tensor, temperature: float) -> BlockSums:
     rows, vocabulary = scores.shape
     blocks = -(-vocabulary // BLOCK)
     chunk = rows if scores.device.type != "cpu" else min(rows, max(1, CHUNK // (blocks * BLOCK)))
-    buffer = torch.empty((chunk, blocks * BLOCK), device=scores.device)
-    tops = torch.empty((rows, blocks), device=scores.device)
-    top = torch.empty((rows, 1), device=scores.device)
+    buffer = torch.empty((chunk, blocks * BLOCK), dtype=torch.float32, device=scores.device)
+    tops = torch.empty((rows, blocks), dtype=torch.float32, device=scores.device)
+    top = torch.empty((rows, 1), dtype=torch.float32, device=scores.device)
     sums = torch.empty((rows, blocks), dtype=torch.float64, device=scores.device)
     for start in range(0, rows, chunk):
         part = slice(start, min(start + chunk, rows))

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tinylora.adapter.attach import AttachedAdapter
 from tinylora.errors import UserError
-from tinylora.generation.prefill import prefill, with_cache
+from tinylora.generation.prefill import can_select, prefill, with_cache
 from tinylora.generation.requests import check_requests
 from tinylora.generation.sampler import draw_tokens
 from tinylora.generation.sequences import Sequence, collect, make_sequences
@@ -45,9 +45,11 @@ class TransformersEngine:
         self.pad_token_id = pad_token_id
         self.adapter = adapter
         self.max_batch_rows = max_batch_rows
-        # Behind a shared prefix the padding lies between real tokens, and transformers counts it into a sliding window.
-        windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=model.config).layers]
-        self._may_share_prefix = all(window is None or window >= context_length for window in windows)
+        if not can_select(model):
+            raise UserError(
+                f"{type(model).__name__} keeps a recurrent state, whose rows cannot be chosen one by one; no rollout "
+                "engine here covers that"
+            )
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample).
@@ -97,7 +99,7 @@ class TransformersEngine:
                 self.model,
                 [row.request.prompt_ids for row in prompts],
                 self.pad_token_id,
-                share_prefix=self._may_share_prefix and (vectors is None or vectors.dim() == 2),
+                share_prefix=vectors is None or vectors.dim() == 2,
             )
         owner = torch.tensor([bisect_right(starts, i) - 1 for i in range(len(rows))], device=self.model.device)
         batch.select(owner)

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinylora.adapter.code import to_code
+from tinylora.adapter.code import fits_a_code, to_code
 from tinylora.adapter.portable import PortableAdapter
 from tinylora.adapters import Adapter
 from tinylora.errors import UserError
+from tinylora.reporting.metrics import read_jsonl
 
 UNKNOWN_LICENCE = "other"
 
@@ -23,9 +24,11 @@ def model_card(
     result = _read_json(run / "result.json") if run else None
     settings = adapter.run
     task = settings.task.name if settings else ""
+    repository, _, revision = ("", "", "") if _is_local(base_name) else base_name.partition("@")
+    shown = Path(base_name).name if _is_local(base_name) else repository  # where it lay is nobody's business
     lines = [
         "---",
-        f"base_model: {base_name}",
+        *([f"base_model: {repository}"] if "/" in repository else []),
         "library_name: tinylora",
         f"license: {licence or UNKNOWN_LICENCE}",
         "pipeline_tag: text-generation",
@@ -34,7 +37,7 @@ def model_card(
         "- reinforcement-learning",
         "---",
         "",
-        f"# {adapter.v.numel()} numbers for {base_name}",
+        f"# {adapter.v.numel()} numbers for {shown}",
         "",
         f"An adapter of {adapter.v.numel()} trained numbers (|v| = {float(adapter.v.norm()):.3g}); everything else is "
         "rebuilt from the base model and a seed: W' = W + U diag(S) (sum_i v_i P_i) V^T (Morris et al. 2026, "
@@ -43,28 +46,37 @@ def model_card(
     ]
     if portable is not None:
         data = portable.to_bytes()
-        lines += [
-            f"The file has {len(data)} bytes. The same as text:",
-            "",
-            "```",
-            to_code(data),
-            "```",
-            "",
-            "```python",
-            "from transformers import AutoModelForCausalLM",
-            "import tinylora",
-            f'model = AutoModelForCausalLM.from_pretrained("{base_name}")',
-            'tinylora.load_adapter(model, "TINY-...")',
-            "```",
-            "",
-        ]
+        if fits_a_code(data):
+            lines += [f"The file has {len(data)} bytes. The same as text:", "", "```", to_code(data), "```", ""]
+        else:
+            lines += [f"The file has {len(data)} bytes.", ""]
+        lines += _how_to_load(repository, revision)
     lines += ["## What was trained", ""]
-    lines += _training(adapter, base_name, licence)
+    lines += _training(adapter, shown, licence)
     lines += ["", "## What it changed", ""]
     lines += _measures(result, task)
     lines += ["", "## What it cost", ""]
     lines += _cost(run, result)
     return "\n".join(lines) + "\n"
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or name.endswith(".gguf") or Path(name).exists()
+
+
+def _how_to_load(repository: str, revision: str) -> list[str]:
+    if "/" not in repository:  # the embedded model, a folder or a GGUF file: tinylora knows how, transformers does not
+        return ["```", "tinylora chat adapter.tinylora", "```", ""]
+    at = f', revision="{revision}"' if revision else ""
+    return [
+        "```python",
+        "from transformers import AutoModelForCausalLM",
+        "import tinylora",
+        f'model = AutoModelForCausalLM.from_pretrained("{repository}"{at})',
+        'tinylora.load_adapter(model, "adapter.tinylora")',
+        "```",
+        "",
+    ]
 
 
 def _training(adapter: Adapter, base_name: str, licence: str) -> list[str]:
@@ -98,6 +110,8 @@ def _training(adapter: Adapter, base_name: str, licence: str) -> list[str]:
 def _measures(result: Mapping[str, Any] | None, task: str) -> list[str]:
     if result is None:
         return ["Not measured: there is no final evaluation of this adapter."]
+    if not {"primary", "value_only", "sampled", "best_prompt", "larger_budget", "random", "verdict"} <= set(result):
+        return ["Not measured: its result.json is of another version."]
     primary = result["primary"]
     rows = [
         ("greedy, strict (the measure declared beforehand)", primary["text"]),
@@ -121,7 +135,7 @@ def _measures(result: Mapping[str, Any] | None, task: str) -> list[str]:
 
 
 def _cost(run: Path | None, result: Mapping[str, Any] | None) -> list[str]:
-    rows = _read_lines(run / "metrics.jsonl") if run else []
+    rows = read_jsonl(run / "metrics.jsonl") if run else []
     sampled = sum(int(row.get("tokens_sampled", 0)) for row in rows)
     if not rows or not sampled:
         return ["Not recorded."]
@@ -130,7 +144,7 @@ def _cost(run: Path | None, result: Mapping[str, Any] | None) -> list[str]:
     machine = (environment or {}).get("cpu") or (environment or {}).get("processor") or ""
     steps = sum("tokens_sampled" in row for row in rows)
     lines = [f"- {sampled:,} tokens sampled in {steps} steps, {seconds / 60:.1f} minutes of training"]
-    if result is not None:
+    if result is not None and "seconds" in result:
         lines.append(f"- with the final evaluation {float(result['seconds']) / 60:.1f} minutes")
     if machine:
         lines.append(f"- on {machine}")
@@ -145,10 +159,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error
     return found if isinstance(found, dict) else None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return []

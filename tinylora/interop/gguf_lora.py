@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinylora.adapter.attach import AttachedAdapter
+from tinylora.adapter.attach import AttachedAdapter, output_head_path
 from tinylora.errors import UserError
-from tinylora.interop.lora import LoraFactors, lora_factors
+from tinylora.interop.lora import LoraFactors, cast, lora_factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,19 @@ def write_gguf(
     if path.exists():
         raise UserError(f"{path} exists; choose another file, or delete it")
     config: Any = attached.model.config
+    head = output_head_path(attached.model)
+    if head in attached.paths and config.tie_word_embeddings:
+        raise UserError(
+            f"this base ties its output head ({head}) to the embeddings, for which a GGUF has one tensor; export to "
+            "lora or merged instead"
+        )
     names = gguf.get_tensor_name_map(kind.arch, int(config.num_hidden_layers))
     factors = lora_factors(attached, rank)
     scratch = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
     writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[kind.arch])
     try:
         writer.add_type(gguf.GGUFType.ADAPTER)
@@ -73,7 +82,7 @@ def write_gguf(
                     B, int(config.num_attention_heads if module.endswith("q_proj") else config.num_key_value_heads)
                 )
             for suffix, values in (("lora_a", factors.A[module]), ("lora_b", B)):
-                writer.add_tensor(f"{name}.{suffix}", values.to(dtype).numpy().astype(DTYPES[dtype]))
+                writer.add_tensor(f"{name}.{suffix}", cast(values, dtype, module).numpy().astype(DTYPES[dtype]))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -4,12 +4,14 @@ A folder holds adapter.tinylora and README.md, and, where asked for, the same ad
 then load from the same repository.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
+from tinylora.interop.files import check_folder, put_in_place
 
-PATTERNS = ["*.tinylora", "*.safetensors", "adapter_config.json", "README.md"]
+PATTERNS = ["*.tinylora", "adapter*.safetensors", "adapter_config.json", "README.md"]
 """What `pull` fetches: nothing that could run."""
 
 
@@ -28,16 +30,24 @@ def push(folder: Path, repo: str, *, private: bool = False, message: str = "Adap
 
 
 def pull(repo: str, folder: Path, *, revision: str = "") -> Path:
-    """Fetch an adapter's folder. Raises: UserError if there is none, or the hub cannot be reached."""
+    """Fetch an adapter's folder, whole or not at all.
+
+    Raises: UserError if there is none, the folder is in use, or the hub cannot be reached.
+    """
     from huggingface_hub import snapshot_download
 
     _check_repo(repo)
-    try:
-        snapshot_download(repo, revision=revision or None, allow_patterns=PATTERNS, local_dir=folder)
-    except Exception as error:
-        raise _explained(error, f"cannot fetch {repo}") from error
-    if not any(folder.glob("*.tinylora")) and not any(folder.glob("*.safetensors")):
-        raise UserError(f"{repo} holds no adapter (no *.tinylora and no *.safetensors)")
+    check_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        made = Path(scratch) / "folder"
+        try:
+            snapshot_download(repo, revision=revision or None, allow_patterns=PATTERNS, local_dir=made)
+        except Exception as error:
+            raise _explained(error, f"cannot fetch {repo}") from error
+        if not any(made.glob("*.tinylora")) and not any(made.glob("adapter*.safetensors")):
+            raise UserError(f"{repo} holds no adapter (no *.tinylora and no adapter*.safetensors)")
+        put_in_place(made, folder)
     return folder
 
 

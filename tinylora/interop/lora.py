@@ -23,6 +23,10 @@ from tinylora.interop.files import write_folder
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+MOST_RANK = 4096
+"""More than any server takes."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class LoraFactors:
     """Plain LoRA of every module: dW = B A."""
@@ -41,12 +45,12 @@ def lora_factors(attached: AttachedAdapter, rank: int = 0) -> LoraFactors:
 
     A larger rank is filled up with zeros; a smaller one keeps the best approximation of each module's update, by the
     singular values of dW.
-    Raises: UserError for a negative rank.
+    Raises: UserError for a rank below 0 or above MOST_RANK.
     """
     own = attached.config.rank
     rank = rank or own
-    if rank < 1:
-        raise UserError(f"the LoRA rank must be at least 1, or 0 for the adapter's own {own}, got {rank}")
+    if not 1 <= rank <= MOST_RANK:
+        raise UserError(f"the LoRA rank must be from 1 to {MOST_RANK}, or 0 for the adapter's own {own}, got {rank}")
     As, Bs, kept, total = {}, {}, 0.0, 0.0
     for path in attached.paths:
         left, right = attached.delta_factors(path)
@@ -88,7 +92,7 @@ def write_lora(
     tensors = {}
     for path in attached.paths:
         for name, values in (("lora_A", factors.A[path]), ("lora_B", factors.B[path])):
-            tensors[f"base_model.model.{path}.{name}.weight"] = values.to(dtype).contiguous()
+            tensors[f"base_model.model.{path}.{name}.weight"] = cast(values, dtype, path).contiguous()
     write_folder(
         folder,
         {
@@ -97,6 +101,16 @@ def write_lora(
         },
     )
     return factors
+
+
+def cast(values: Tensor, dtype: torch.dtype, path: str) -> Tensor:
+    """The values in another dtype. Raises: UserError if one does not fit into it."""
+    narrow = values.to(dtype)
+    if not torch.isfinite(narrow).all():
+        raise UserError(
+            f"a factor of {path} is too large for {str(dtype).removeprefix('torch.')}; take --dtype float32"
+        )
+    return narrow
 
 
 def lora_config(attached: AttachedAdapter, rank: int, base_name: str, revision: str) -> dict[str, Any]:

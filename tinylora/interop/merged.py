@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinylora.adapter.attach import AttachedAdapter
+from safetensors import SafetensorError
+
+from tinylora.adapter.attach import AttachedAdapter, output_head_path
+from tinylora.errors import UserError
 from tinylora.interop.files import check_folder, put_in_place
 
 ENOUGH = 0.9
@@ -48,6 +51,12 @@ def merge_report(attached: AttachedAdapter, merged: Mapping[str, Any]) -> MergeR
     return MergeReport(shares, total, (missed / squares) ** 0.5 if squares else 0.0)
 
 
+def _gigabytes(tensors: Mapping[str, Any]) -> str:
+    return (
+        f"{sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e9:.1f} GB of merged weights"
+    )
+
+
 def write_merged(folder: Path, attached: AttachedAdapter, tokenizer: Any = None) -> MergeReport:
     """Write a transformers folder of the base with the current v merged in; the model itself is not touched.
 
@@ -57,23 +66,27 @@ def write_merged(folder: Path, attached: AttachedAdapter, tokenizer: Any = None)
     merged = attached.merged_weights()
     report = merge_report(attached, merged)
     model: Any = attached.model
-    state = {}
-    for name, tensor in model.state_dict().items():
-        owner, _, leaf = name.rpartition(".")
-        path = owner.removesuffix(".base")
-        if owner != path and path in merged:
-            state[f"{path}.{leaf}"] = merged[path] if leaf == "weight" else tensor
-        else:
-            state[name] = tensor
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"cannot write {folder} ({error.strerror}); choose another place") from error
+    tied = model.config.tie_word_embeddings
     try:
         made = scratch / "folder"
         with attached.lifted():
+            state = {**model.state_dict(), **{f"{path}.weight": weight for path, weight in merged.items()}}
+            if output_head_path(model) in merged:
+                model.config.tie_word_embeddings = False  # the head is not the embeddings any more
             model.save_pretrained(made, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(made)
         put_in_place(made, folder)
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise UserError(
+            f"cannot write {folder} ({error}); is there room for {_gigabytes(merged)} and the rest?"
+        ) from error
     finally:
+        model.config.tie_word_embeddings = tied
         shutil.rmtree(scratch, ignore_errors=True)
     return report

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from tinylora.adapter.attach import AttachedAdapter, linear_maps
@@ -52,7 +53,8 @@ def read_peft(folder: Path, model: nn.Module) -> Imported:
     vectors = _vectors(tensors)
     u, groups = len(vectors[0]), len(vectors)
     size = max(1, len(order) // groups)
-    meant = _num_groups(len(order), float(config.get("weight_tying", 0.0)))
+    tying, seed = _numbers(folder, config)
+    meant = _num_groups(len(order), tying)
     if groups != meant:
         raise UserError(
             f"{folder} has {groups} vectors, and weight_tying {config.get('weight_tying')} over {len(order)} modules "
@@ -64,17 +66,25 @@ def read_peft(folder: Path, model: nn.Module) -> Imported:
         _check_redrawable(folder, config, drawn, order)
         note = (
             f"the projections are not in the file and were drawn again with torch {torch.__version__}, from seed "
-            f"{config.get('projection_seed', 42)} plus the place of each module: right if that torch draws as the one "
+            f"{seed} plus the place of each module: right if that torch draws as the one "
             "that trained the adapter did, and if no other adapter was on the model before it"
         )
-    modules = {}
+    read: list[tuple[str, Tensor, Tensor, Tensor]] = []
     for index, path in enumerate(order):
         A, B = (tensors[f"{KEY}{path}.tinylora_{name}"].float() for name in "AB")
         P = tensors.get(f"{KEY}{path}.tinylora_P")
         if P is None:
-            P = _draw(int(config.get("projection_seed", 42)) + index, u, A)
+            if A.dim() != 2 or not A.shape[0]:
+                raise UserError(f"the adapter's factors of {path} have shape {tuple(A.shape)}, which no map has")
+            P = _draw(seed + index, u, A)
         _check_shapes(path, A, B, P, u, model)
-        modules[path] = ExplicitModule.from_split(B, A, P.float(), min(index // size, groups - 1))
+        read.append((path, A, B, P.float()))
+    rank = max(A.shape[0] for _, A, _, _ in read)  # PEFT caps the rank of a small map; zeros fill it up exactly
+    modules = {}
+    for index, (path, A, B, P) in enumerate(read):
+        missing = rank - A.shape[0]
+        A, B, P = pad(A, (0, 0, 0, missing)), pad(B, (0, missing)), pad(P, (0, missing, 0, missing))
+        modules[path] = ExplicitModule.from_split(B, A, P, min(index // size, groups - 1))
     ordered = {path: modules[path] for path in canonical_order(modules)}
     explicit = ExplicitFactors(torch.stack(vectors).float(), ordered, f"PEFT TinyLoRA, {folder.name}")
     return Imported(explicit, note)
@@ -82,6 +92,16 @@ def read_peft(folder: Path, model: nn.Module) -> Imported:
 
 def _num_groups(count: int, weight_tying: float) -> int:
     return max(1, round(count * (1 - weight_tying)))
+
+
+def _numbers(folder: Path, config: dict[str, Any]) -> tuple[float, int]:
+    """weight_tying and projection_seed."""
+    tying, seed = config.get("weight_tying", 0.0), config.get("projection_seed", 42)
+    if isinstance(tying, bool) or not isinstance(tying, (int, float)) or not 0 <= tying <= 1:
+        raise UserError(f"{folder / CONFIG}: weight_tying must be a number from 0 to 1, got {tying!r}")
+    if type(seed) is not int or not 0 <= seed < 2**62:
+        raise UserError(f"{folder / CONFIG}: projection_seed must be a whole number of 0 or more, got {seed!r}")
+    return float(tying), seed
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -147,6 +167,8 @@ def _vectors(tensors: dict[str, Tensor]) -> list[Tensor]:
         raise UserError(f"the adapter's vectors are numbered {', '.join(sorted(found))}, not 0, 1, 2, ...") from None
     if not vectors or len({tuple(v.shape) for v in vectors}) > 1 or vectors[0].dim() != 1 or not vectors[0].numel():
         raise UserError("the adapter's vectors are missing or of different lengths")
+    if not all(v.is_floating_point() and torch.isfinite(v).all() for v in vectors):
+        raise UserError("the adapter's vectors hold a number that is not finite")
     return vectors
 
 
@@ -163,19 +185,23 @@ def _check_redrawable(folder: Path, config: dict[str, Any], drawn: list[str], or
 
 
 def _draw(seed: int, u: int, A: Tensor) -> Tensor:
-    """P as PEFT draws it. On a bfloat16 base it was rounded to that; its A, saved in float32, then is rounded, too."""
+    """P as PEFT draws it. On a base in a narrow dtype it was rounded to that; its A, saved in float32, then is, too."""
     rank = A.shape[0]
     generator = torch.Generator(device="cpu").manual_seed(seed)
     P = torch.normal(0.0, 1.0 / rank**0.5, (u, rank, rank), generator=generator)
-    return P.bfloat16().float() if torch.equal(A, A.bfloat16().float()) else P
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(A, A.to(dtype).float()):
+            return P.to(dtype).float()
+    return P
 
 
 def _check_shapes(path: str, A: Tensor, B: Tensor, P: Tensor, u: int, model: nn.Module) -> None:
     base: Any = linear_maps(model)[path]
     shape = tuple(base.weight.T.shape if isinstance(base, Conv1D) else base.weight.shape)
-    rank = A.shape[0]
+    rank = A.shape[0] if A.dim() else 0
     if (
         (A.dim(), B.dim()) != (2, 2)
+        or not rank
         or (B.shape[0], A.shape[1]) != shape
         or B.shape[1] != rank
         or P.shape != (u, rank, rank)

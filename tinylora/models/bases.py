@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tinylora.models.digest import write_atomically
+from tinylora.models.digest import save_memo
 from tinylora.models.fingerprint import Fingerprint, Identity, from_json, identify, to_json
 from tinylora.models.load import BaseModel
 from tinylora.paths import cache_dir
@@ -44,7 +44,7 @@ def remember(base: BaseModel) -> Identity:
     today = datetime.now(UTC).date().isoformat()
     if known is None or known.names != names or known.seen != today:
         entry = {"names": names, "seen": today, **to_json(identity)}
-        write_atomically(folder() / f"{identity.fingerprint.hex()}.json", json.dumps(entry))
+        save_memo(folder() / f"{identity.fingerprint.hex()}.json", json.dumps(entry))
     return identity
 
 
@@ -52,7 +52,8 @@ def lookup(fingerprint: Fingerprint) -> SeenBase | None:
     """The base with this fingerprint, if it has been seen; a damaged entry counts as not seen."""
     try:
         entry = json.loads((folder() / f"{fingerprint.hex()}.json").read_text())
-        return SeenBase(from_json(entry), tuple(map(str, entry["names"])), str(entry["seen"]))
+        names = tuple(map(str, entry["names"]))
+        return SeenBase(from_json(entry), names, str(entry["seen"])) if names else None
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         return None
 
@@ -62,11 +63,11 @@ def explain_difference(wanted: Fingerprint, found: Identity) -> str:
     known = lookup(wanted)
     name = f" ({known.names[0]})" if known else ""
     if wanted.shape != found.fingerprint.shape:
-        other = f"a {known.identity.architecture} of {known.identity.num_weights:,} weights{name}" if known else "it"
-        return (
-            f"another architecture or other shapes: {other} was expected, this is a {found.architecture} of "
-            f"{found.num_weights:,}"
-        )
+        this = f"this is a {found.architecture} of {found.num_weights:,} weights"
+        if known is None:
+            return f"another architecture or other shapes; {this}"
+        other = f"a {known.identity.architecture} of {known.identity.num_weights:,} weights{name}"
+        return f"another architecture or other shapes: {other} was expected, {this}"
     if known is None:
         return "the same architecture and shapes, but other weights; the right base has not been seen on this machine"
     distance = known.identity.distance(found)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from tinylora.paths import cache_dir
@@ -33,8 +34,14 @@ def remembered_sha256(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no memo, or a damaged one: it is only a saving, so compute
     digest = sha256_of(path)
-    write_atomically(memo, json.dumps({**key, "sha256": digest}))
+    save_memo(memo, json.dumps({**key, "sha256": digest}))
     return digest
+
+
+def save_memo(path: Path, text: str) -> None:
+    """Write what only saves time; a cache that cannot be written to costs time, and nothing else."""
+    with suppress(OSError):
+        write_atomically(path, text)
 
 
 def write_atomically(path: Path, text: str) -> None:

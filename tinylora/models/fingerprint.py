@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tinylora.adapter.layer import AdaptedLinear
 from tinylora.adapter.projection import uniform_integers
 from tinylora.models.device import available_threads
-from tinylora.models.digest import write_atomically
+from tinylora.models.digest import save_memo
 from tinylora.paths import cache_dir
 
 SHAPE_BYTES, WEIGHT_BYTES = 4, 8
@@ -79,12 +79,12 @@ def identify(model: nn.Module, files: Sequence[Path] = ()) -> Identity:
     files: the weight files it was loaded from and that it still agrees with; while their path, size and time of change
     stay the same, nothing is hashed again. Leave them out for weights that were changed in memory.
     """
-    memo = _memo(files, type(model).__name__) if files else None
+    memo = _memo(files, model) if files else None
     if memo is not None and (known := _read(memo)) is not None:
         return known
     found = _identify(model)
     if memo is not None:
-        write_atomically(memo, json.dumps(to_json(found)))
+        save_memo(memo, json.dumps(to_json(found)))
     return found
 
 
@@ -166,9 +166,11 @@ def _signs() -> Tensor:
 # --- the memory of files that have been seen ---
 
 
-def _memo(files: Sequence[Path], architecture: str) -> Path:
+def _memo(files: Sequence[Path], model: nn.Module) -> Path:
+    """Keyed by the files and by what the model took of them: another config.json takes other tensors."""
     stats = [(str(path.resolve()), path.stat()) for path in sorted(files)]
-    key = json.dumps([architecture, *[[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])
+    taken = [[path, _shape(tensor)] for path, tensor in base_tensors(model).items()]
+    key = json.dumps([type(model).__name__, taken, *[[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])
     return cache_dir() / "digests" / f"base-{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
@@ -196,7 +198,8 @@ def from_json(data: Mapping[str, object]) -> Identity:
     if len(fingerprint) != SHAPE_BYTES + WEIGHT_BYTES:
         raise ValueError("a fingerprint has twelve bytes")
     sketches = data["sketches"]
-    assert isinstance(sketches, dict)
+    if not isinstance(sketches, dict):
+        raise ValueError("sketches are kept by name")
     return Identity(
         fingerprint=Fingerprint.of(fingerprint),
         architecture=str(data["architecture"]),

@@ -1,5 +1,6 @@
 """What a model's name stands for: an embedded model, a GGUF file, a folder, or a hub id. Decided without network."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ def resolve_name(name: str) -> Source:
     """
     if not name.strip():
         raise UserError(f"model.name is empty; give {_choices()}")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # leaves a ~somebody who is not there as it is
     if path.is_dir():
         return Source(name=name, kind="folder", path=_check_folder(path))
     if path.exists():

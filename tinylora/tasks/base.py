@@ -48,17 +48,17 @@ class TaskSettings(Protocol):
 
     @property
     def name(self) -> str:
-        """gsm8k, jsonl or reasoning_gym:NAME."""
+        """A public set (gsm8k, banking77, ...), jsonl or reasoning_gym:NAME."""
         ...
 
     @property
     def path(self) -> str:
-        """File (jsonl) or folder (gsm8k); empty for none."""
+        """File (jsonl) or folder (public sets); empty for none."""
         ...
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Options of a reasoning-gym task."""
+        """Options of a reasoning-gym task, or of a public set that has some."""
         ...
 
     @property

@@ -6,10 +6,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.tasks import gsm8k, jsonl, reasoning_gym
+from tinylora.tasks import jsonl, public, reasoning_gym, writing
 from tinylora.tasks.base import PromptSettings, TaskSettings
 from tinylora.tasks.math_verify_scorer import MathVerifyScorer
 from tinylora.tasks.prompt import Prompt
+from tinylora.tasks.public_sets import PUBLIC
 from tinylora.tasks.python_scorer import PythonScorer, load_function
 from tinylora.tasks.scorers import (
     BoxedScorer,
@@ -20,6 +21,7 @@ from tinylora.tasks.scorers import (
     RegexScorer,
     Scorer,
 )
+from tinylora.tasks.slots import SlotsScorer
 from tinylora.tasks.split import check_shares
 from tinylora.tasks.split_task import SplitTask
 
@@ -30,6 +32,8 @@ SCORERS: dict[str, type[Scorer]] = {
     "regex": RegexScorer,
     "json-fields": JsonFieldsScorer,
     "contains": ContainsScorer,
+    "slots": SlotsScorer,
+    "writing": writing.WritingScorer,
     "math-verify": MathVerifyScorer,
 }
 GYM_PREFIX = "reasoning_gym:"
@@ -45,11 +49,16 @@ def build_task(task: TaskSettings, prompt: PromptSettings) -> SplitTask:
     source = None
     if task.name.startswith(GYM_PREFIX):
         source = reasoning_gym.Source(task.name.removeprefix(GYM_PREFIX), task.options)
-    elif task.name not in ("gsm8k", "jsonl"):
+    elif task.name in PUBLIC:
+        public_set = PUBLIC[task.name]
+        public_set.check_options(task.name, task.options)
+        public_set.check_prompt(f"{prompt.system}\n{prompt.template}", task.options)
+    elif task.name not in ("jsonl", "writing"):
         raise UserError(
-            f"task.name must be gsm8k, jsonl or reasoning_gym:NAME, got {task.name!r}{_near_task(task.name)}"
+            f"task.name must be {', '.join(PUBLIC)}, writing, jsonl or reasoning_gym:NAME, "
+            f"got {task.name!r}{_near_task(task.name)}"
         )
-    elif task.options:
+    elif task.options and task.name != "writing":
         raise UserError(
             f"task.options are for reasoning-gym tasks, {task.name} has none; got {', '.join(task.options)}"
         )
@@ -58,8 +67,10 @@ def build_task(task: TaskSettings, prompt: PromptSettings) -> SplitTask:
         items = reasoning_gym.load(source, task.num_items, task.seed, task.validation_share, task.test_share)
         if not isinstance(scorer, reasoning_gym.ReasoningGymScorer):
             source.entries.clear()  # only the task's own scorer reads them, and boards and grids are big
-    elif task.name == "gsm8k":
-        items = gsm8k.load(task.path, task.validation_share)
+    elif task.name in PUBLIC:
+        items = public.load(PUBLIC[task.name], task.path, task.options, task.validation_share)
+    elif task.name == "writing":
+        items = writing.load(task.options, task.num_items, task.seed, task.validation_share, task.test_share)
     else:
         items = jsonl.load(
             task.path,
@@ -97,7 +108,7 @@ def make_scorer(name: str, options: Mapping[str, Any], source: reasoning_gym.Sou
 def _near_task(name: str) -> str:
     from reasoning_gym.factory import DATASETS
 
-    known = ["gsm8k", "jsonl", *(GYM_PREFIX + task for task in DATASETS)]
+    known = [*PUBLIC, "writing", "jsonl", *(GYM_PREFIX + task for task in DATASETS)]
     bare = name.replace("-", "_").rpartition(":")[2]
     close = [GYM_PREFIX + bare] if bare in DATASETS else get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""

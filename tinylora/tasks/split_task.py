@@ -27,6 +27,8 @@ class SplitItems:
     """Train rows dropped because their question also stands in the source's test file."""
     required: frozenset[Split] = field(default_factory=frozenset)
     """Splits that were asked for, so that none may come out empty."""
+    test_only: bool = False
+    """A public set that is for evaluation: it has nothing to train on."""
 
 
 def split_by_hash(items: Sequence[Item], validation_share: float, test_share: float) -> dict[Split, list[Item]]:
@@ -56,6 +58,7 @@ class SplitTask:
         self._items: dict[Split, tuple[Item, ...]] = {split: tuple(items.splits.get(split, ())) for split in SPLITS}
         self._duplicates = items.duplicates
         self._overlaps = items.overlaps
+        self._test_only = items.test_only
         self._prompt = prompt
         home: dict[str, Split] = {}
         for split in SPLITS:
@@ -146,6 +149,11 @@ class SplitTask:
         return digest.hexdigest()
 
     def _empty(self, split: Split) -> str:
+        if self._test_only and split != "test":
+            return (
+                f"task {self.name} is for evaluation only and has no {split} split; "
+                "train on another task, such as gsm8k, and evaluate with --task"
+            )
         counts = ", ".join(f"{len(self._items[s]):,} {s}" for s in SPLITS)
         return (
             f"task {self.name}: no questions left in the {split} split ({counts}); add questions, "

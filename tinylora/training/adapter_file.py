@@ -47,6 +47,12 @@ def load_vector(path: Path) -> tuple[Tensor, RunConfig]:
             if metadata.get("format") != "tinylora-vector-1":
                 raise UserError(f"{file} is no tinylora adapter (format {metadata.get('format')!r})")
             v = handle.get_tensor("v")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it, or resume the run that wrote it") from error
+    if v.dtype != torch.float32 or v.dim() != 2 or not v.numel() or not torch.isfinite(v).all():
+        raise UserError(
+            f"{file} is inconsistent: v must be finite float32 numbers (groups, u), got {tuple(v.shape)} in {v.dtype}"
+        )
+    if "config" not in metadata:
+        raise UserError(f"{file} is inconsistent: it holds no settings; restore it, or resume the run that wrote it")
     return v, parse_recipe(metadata["config"], str(file))

@@ -43,17 +43,17 @@ class TaskConfig:
     """The questions, their splits and how replies are scored."""
 
     name: str = "reasoning_gym:chain_sum"
-    """gsm8k, jsonl, or reasoning_gym:NAME."""
+    """gsm8k, math500, aime24, aime25, amc23, banking77, restaurant8k, writing, jsonl, or reasoning_gym:NAME."""
     path: str = ""
-    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (gsm8k); empty loads gsm8k from the hub."""
+    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the reasoning-gym task, passed through."""
+    """Options of the reasoning-gym task, passed through; labels for banking77; rules, max_rules for writing."""
     num_items: int = 6000
-    """Distinct questions to generate at most (reasoning-gym)."""
+    """Distinct questions to generate at most (reasoning-gym, writing)."""
     seed: int = 0
     """Seed of the generated items. Splits never depend on it."""
     scorer: str = "number"
-    """exact, number, boxed, regex, json-fields, contains, math-verify, or module:function."""
+    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, or module:function."""
     scorer_options: dict[str, Any] = field(default_factory=dict)
     """Options of the scorer, such as pattern for regex."""
     validation_share: float = 0.1
@@ -62,7 +62,7 @@ class TaskConfig:
     """Share of questions, by hash, that are for the test (unless the source has a test file)."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "task.name", "gsm8k, jsonl or reasoning_gym:NAME", self.name)
+        _require(bool(self.name), "task.name", "gsm8k, another public set, jsonl or reasoning_gym:NAME", self.name)
         _require_at_least(1, "task", self, "num_items")
         _require_at_least(0, "task", self, "seed")
         for name in ("validation_share", "test_share"):
@@ -102,6 +102,8 @@ class GenerationConfig:
     """Sampling temperature of the rollouts; the learner's log-probs are at the same temperature."""
     max_new_tokens: int = 64
     """Token budget of a completion, stop token included."""
+    stop_strings: tuple[str, ...] = ()
+    """A reply ends, and is cut, before the first of these texts; for prompts without a chat template."""
     max_batch_rows: int = 128
     """Completions decoded side by side."""
     kv_budget_gib: float = 2.0
@@ -113,6 +115,7 @@ class GenerationConfig:
         above_zero = "a finite number above 0 (a greedy rollout has nothing to compare)"
         _require(0 < self.temperature < math.inf, "generation.temperature", above_zero, self.temperature)
         _require_at_least(1, "generation", self, "max_new_tokens", "max_batch_rows")
+        _require(all(self.stop_strings), "generation.stop_strings", "texts that are not empty", list(self.stop_strings))
         finite = 0 < self.kv_budget_gib < math.inf
         _require(finite, "generation.kv_budget_gib", "a finite number above 0", self.kv_budget_gib)
 

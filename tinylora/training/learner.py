@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tinylora.adapter.attach import AttachedAdapter
 from tinylora.errors import UserError
-from tinylora.generation.prefill import prefill, with_cache
+from tinylora.generation.prefill import can_select, prefill, with_cache
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.training.packed import PackedForward
 
@@ -113,7 +113,7 @@ class Learner:
             with suppress(Unsupported):
                 self._packed = PackedForward(describe(model), checkpointing=checkpointing)
         # A layer computed again in the backward pass must not write to a cache: then each row is one full forward.
-        self.shared_prompts = self._packed is not None or (shared_prompts and not checkpointing)
+        self.shared_prompts = self._packed is not None or (shared_prompts and not checkpointing and can_select(model))
         self.checkpointing = checkpointing
         if checkpointing and self._packed is None and not self._layers():
             raise UserError(
@@ -169,13 +169,17 @@ class Learner:
 
             return lambda *args, **kwargs: checkpoint(run, *args, use_reentrant=False, **kwargs)
 
+        own = [layer.__dict__.get("forward") for layer in layers]  # of hooks that somebody else has set
         for layer in layers:
             layer.forward = wrapped(layer.forward)
         try:
             yield
         finally:
-            for layer in layers:
-                del layer.forward
+            for layer, forward in zip(layers, own, strict=True):
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
 
     def _pick(self, logits: Tensor, targets: Tensor) -> Tensor:
         scores = logits.float() / self.temperature

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tomli_w
 
 from tinylora.errors import UserError
+from tinylora.tasks.public_sets import fill_in
 from tinylora.training.config import RunConfig
 
 
@@ -47,7 +48,7 @@ def parse_recipe(text: str, source: str) -> RunConfig:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"recipe {source} is not TOML: {error}") from error
-    config: RunConfig = _build(RunConfig, table, "")
+    config: RunConfig = _build(RunConfig, fill_in(table), "")
     return config
 
 

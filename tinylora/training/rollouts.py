@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import ItemResult, score_completion
+from tinylora.evaluation.evaluate import ItemResult, score_completion, stop_at
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.models.load import encode_prompt
 from tinylora.tasks.base import Item
@@ -116,6 +116,8 @@ def sample_step(bench: Workbench, order: DataOrder, v: Tensor) -> Rollouts:
         stop_token_ids=bench.base.stop_token_ids,
         seed=config.train.seed,
     )
+    stops = config.generation.stop_strings
+    should_stop = stop_at(bench.base, stops)
     wanted = config.grpo.prompts_per_step
     most = max(wanted, int(config.grpo.refill_factor * wanted))
     sampled: list[Group] = []
@@ -133,6 +135,7 @@ def sample_step(bench: Workbench, order: DataOrder, v: Tensor) -> Rollouts:
                 num_samples=config.grpo.group_size,
                 key=position,
                 v=v,
+                should_stop=should_stop,
             )
             for position, item in taken
         ]
@@ -140,7 +143,7 @@ def sample_step(bench: Workbench, order: DataOrder, v: Tensor) -> Rollouts:
         for completion in bench.engine.generate(requests):
             by_request[completion.request_index].append(completion)
         for (_, item), request, completions in zip(taken, requests, by_request, strict=True):
-            results = [score_completion(bench.base, bench.task, item, c) for c in completions]
+            results = [score_completion(bench.base, bench.task, item, c, stops) for c in completions]
             rewards = [reward(result, config) for result in results]
             if config.train.control == "shuffled":
                 rewards = shuffled(rewards, config.train.seed, request.key)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinylora.adapter.code import fits_a_code
 from tinylora.adapters import open_adapter
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import evaluate, mean
@@ -227,13 +228,19 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             )
     chosen = v.detach() if config.train.keep == "last" or state.best_v is None else state.best_v
     chosen_step = state.step if config.train.keep == "last" or state.best_v is None else state.best_step
-    facts = {"fingerprint": remember(bench.base).fingerprint.hex(), "basis_check": adapter.check().hex()}
+    facts = {"fingerprint": remember(bench.base).fingerprint.hex()}
+    try:
+        facts["basis_check"] = adapter.check().hex()
+    except UserError as error:  # the numbers are worth more than their short form
+        say(str(error))
     save_vector(folder.path / LAST, v, config, {"step": state.step, **facts})
     save_vector(folder.path / BEST, chosen, config, {"step": chosen_step, "kept": config.train.keep, **facts})
     say(f"saved {folder.path / BEST} ({config.train.keep} v, step {chosen_step}); next: tinylora chat {folder.path}")
-    portable = open_adapter(folder.path / BEST).to_portable()
-    write_atomically(folder.path / PORTABLE, portable.to_bytes())
-    say(f"and as {len(portable.to_bytes())} bytes: {folder.path / PORTABLE}; as text: tinylora encode {folder.path}")
+    if "basis_check" in facts:
+        data = open_adapter(folder.path / BEST).to_portable().to_bytes()
+        write_atomically(folder.path / PORTABLE, data)
+        as_text = f"; as text: tinylora encode {folder.path}" if fits_a_code(data) else ""
+        say(f"and as {len(data)} bytes: {folder.path / PORTABLE}{as_text}")
     vector = chosen.detach().cpu().clone()
     result = None
     if config.eval.num_test:
@@ -295,6 +302,7 @@ def _validate(bench: Workbench, state: _State, say: Say) -> dict[str, float]:
         v=state.v.detach().clone(),
         max_new_tokens=config.generation.max_new_tokens,
         chat=config.prompt.chat,
+        stop_strings=config.generation.stop_strings,
     )
     score = sum(reward(result, config) for result in results) / len(results)
     # Step 0 is the untrained model: shown for comparison, never kept as the adapter. best_v decides whether there is a

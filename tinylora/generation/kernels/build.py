@@ -55,7 +55,7 @@ def library(dtype: torch.dtype) -> Library:
         version = subprocess.run([cc, "--version"], capture_output=True, text=True).stdout
     except OSError as error:
         raise NoKernels(f"the C compiler {cc} cannot be started ({error})") from error
-    machine = " ".join([platform.machine(), platform.system(), *sorted(cpu_flags())])
+    machine = " ".join([platform.machine(), platform.processor(), platform.system(), *sorted(cpu_flags())])
     key = hashlib.sha256("\n".join([SOURCE.read_text(), version, machine, str(dtype)]).encode()).hexdigest()[:16]
     folder = cache_dir() / "kernels"
     path = _find(folder, key) or _compile(cc, folder, key, bf16=dtype == torch.bfloat16)

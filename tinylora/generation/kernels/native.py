@@ -213,7 +213,9 @@ class NativeKernels:
         rows, vocabulary = scores.shape
         blocks = -(-vocabulary // BLOCK)
         found = BlockSums(
-            torch.empty((rows, blocks)), torch.empty((rows, 1)), torch.empty((rows, blocks), dtype=torch.float64)
+            torch.empty((rows, blocks), dtype=torch.float32, device="cpu"),
+            torch.empty((rows, 1), dtype=torch.float32, device="cpu"),
+            torch.empty((rows, blocks), dtype=torch.float64, device="cpu"),
         )
         self._c.block_sums(
             scores.data_ptr(), found.tops.data_ptr(), found.top.data_ptr(), found.sums.data_ptr(), rows, vocabulary,

@@ -99,7 +99,10 @@ class TorchKernels:
                 (place - width >= own_low[part, None]) & (place - width < plan.own_high[part, None]),
             )
             if self.sdpa:
-                # The heads of one key-value head are so many queries of it. What is not seen is finite: see new_cache.
+                # The heads of one key-value head are so many queries of it. What is not seen may be anything, the NaN
+                # of another request included, and both 0 times NaN and NaN plus -inf are NaN.
+                keys = keys.masked_fill(~seen[:, None, None, :], 0.0)
+                values = values.masked_fill(~seen[:, None, :, None], 0.0)
                 queries = qkv[part, : self.heads * self.dim].view(-1, self.kv_heads, *q.shape[2:])
                 result[part] = F.scaled_dot_product_attention(
                     queries, keys.transpose(2, 3), values, attn_mask=seen[:, None, None], scale=self.scale

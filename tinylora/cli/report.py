@@ -1,0 +1,36 @@
+"""report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tinylora.cli.common import Json, app, print_json, say, verb
+
+
+@app.command()
+@verb
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page; else report.html in the run, or here for several.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Replies shown of each kind.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of the replies that are drawn at random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page about runs that anyone can open, with every figure as PNG and its data as CSV beside it.
+
+    \b
+    Examples:
+      tinylora report runs/demo-001
+      tinylora report runs/demo-001 runs/demo-002 runs/demo-003 --out seeds.html
+    """
+    from tinylora.reporting.page import write_report
+
+    done = write_report(runs, out, samples=samples, seed=seed)
+    if as_json:
+        print_json({"report": str(done.path), "bytes": done.num_bytes, "verdict": done.verdict})
+        return
+    print(done.verdict)
+    say(f"saved {done.path} ({done.num_bytes:,} bytes)")

@@ -1,0 +1,62 @@
+"""One short hash of everything that decides a score besides the model: equal hashes, comparable scores.
+
+What belongs to the model is left out on purpose: its chat template, its stop tokens, how its numbers are rounded. The
+code of a Python function used as scorer is not in it either, only its name and options.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tinylora.tasks.base import Item, PromptSettings
+
+VERSION = 1
+"""Goes up when a scorer, a parser or the reading of a prompt changes so that the same reply gets another score."""
+DIGITS = 16
+
+
+def items_fingerprint(items: Sequence[Item]) -> str:
+    """SHA-256 (hex) over the questions and answers that are asked, in order."""
+    rows = [[item.id, item.question, item.answer] for item in items]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def protocol_hash(
+    *,
+    task: str,
+    data: str,
+    prompt: PromptSettings,
+    chat: bool,
+    scorer: str,
+    scorer_options: Mapping[str, Any],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    stop_strings: Sequence[str] = (),
+) -> str:
+    """The first 16 hex digits of SHA-256 over canonical JSON (sorted keys, no spaces, ASCII) of the arguments.
+
+    data: the fingerprint of the items asked. seed: counts only where something is drawn (temperature above 0). A reply
+    ends at one of the model's stop tokens, at a stop string or at the budget, where its strict score is 0.
+    """
+    settings = {
+        "version": VERSION,
+        "task": task,
+        "data": data,
+        "prompt": {
+            "system": prompt.system,
+            "template": prompt.template,
+            "pattern": prompt.pattern,
+            "few_shot": [dict(shot) for shot in prompt.few_shot],
+            "chat": chat,
+        },
+        "scorer": scorer,
+        "scorer_options": dict(scorer_options),
+        "max_new_tokens": max_new_tokens,
+        "temperature": float(temperature),
+        "seed": seed if temperature else None,
+        "stop_strings": list(stop_strings),
+    }
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

@@ -1,0 +1,182 @@
+r"""The public sets that are known by name, their row formats and default prompts.
+
+Mathematics: `question` (or the hub's `problem`) and `answer`; GSM8K also in its original form, whose answer is a
+solution that ends in "#### 42". BANKING77: `text`, `label`. RESTAURANTS-8K: `text`, `slots`, `requested_slots`.
+"""
+
+import json
+import re
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+from tinylora.errors import UserError
+from tinylora.tasks import writing
+from tinylora.tasks.banking77_labels import LABELS
+from tinylora.tasks.base import Item, shorten
+from tinylora.tasks.jsonl import text_field
+from tinylora.tasks.public import Options, PublicSet, loose_text
+from tinylora.tasks.slots import SLOTS
+from tinylora.tasks.split import question_id
+
+BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+RESTAURANT = f"""A guest wrote this to a restaurant:
+{{question}}
+
+Give what the message says about the booking as one JSON object and nothing else. Allowed keys: {", ".join(SLOTS)}. \
+Copy each value word for word from the message, leave out keys that it says nothing about, and write {{}} if it says \
+nothing at all."""
+
+
+def _rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in used}
+
+
+def _gsm8k(row: dict[str, Any], where: str, options: Options) -> Item:
+    question = text_field(row, "question", where)
+    solution, marker, final = text_field(row, "answer", where).rpartition("####")
+    if not final.strip():
+        raise UserError(f"{where}: no answer behind '####' in {shorten(row['answer'], 60)}")
+    metadata = _rest(row, "question", "answer")
+    if marker:
+        metadata["solution"] = solution.strip()
+    return Item(question_id(question), question, final.strip(), metadata)
+
+
+def _mathematics(row: dict[str, Any], where: str, options: Options) -> Item:
+    name = "problem" if "problem" in row and "question" not in row else "question"
+    question = text_field(row, name, where)
+    answer = row.get("answer")
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        row = {**row, "answer": str(int(answer)) if answer == int(answer) else str(answer)}
+    return Item(question_id(question), question, text_field(row, "answer", where).strip(), _rest(row, name, "answer"))
+
+
+def chosen_labels(options: Options) -> tuple[str, ...]:
+    """The labels of task.options.labels, in that order; all 77 where it is not set."""
+    labels: tuple[str, ...] = tuple(options.get("labels", LABELS))
+    return labels
+
+
+def _check_labels(name: str, options: Options) -> None:
+    unknown = sorted(set(options) - {"labels"})
+    if unknown:
+        raise UserError(f"task {name} has no option {unknown[0]!r}; it has: labels")
+    labels = options.get("labels", LABELS)
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"task.options.labels must be a list of label names, got {shorten(repr(labels), 60)}")
+    for label in labels:
+        if label not in LABELS:
+            close = get_close_matches(label, LABELS, n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(close)}?" if close else f"there are {len(LABELS)}, such as {LABELS[0]}"
+            raise UserError(f"task {name} has no label {label!r}; {hint}")
+    if len(set(labels)) != len(labels) or len(labels) < 2:
+        raise UserError(f"task.options.labels must name at least 2 labels, each once, got {list(labels)}")
+
+
+def _banking77(row: dict[str, Any], where: str, options: Options) -> Item | None:
+    text = text_field(row, "text", where)
+    label = text_field(row, "label_text" if "label_text" in row else "label", where).strip()
+    if label not in LABELS:
+        raise UserError(f"{where}: {label!r} is no label of banking77")
+    if label not in chosen_labels(options):
+        return None
+    return Item(question_id(text), text, label, _rest(row, "text", "label", "label_text"))
+
+
+def _list_labels(options: Options) -> str:
+    labels = "\n".join(chosen_labels(options))
+    return (
+        f"Labels:\n{labels}\n\nMessage of a bank's customer: {{question}}\n\n"
+        "Answer with the label that fits best, alone."
+    )
+
+
+def _labels_in_prompt(text: str, options: Options) -> None:
+    missing = [label for label in chosen_labels(options) if not re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text)]
+    if missing:
+        raise UserError(
+            f"task banking77: the prompt does not list the label {missing[0]} ({len(missing)} are missing); put all "
+            "labels, each as a word of its own, into prompt.template or prompt.system, or leave the prompt to the task"
+        )
+
+
+def _restaurant8k(row: dict[str, Any], where: str, options: Options) -> Item:
+    text = text_field(row, "text", where)
+    slots, asked = row.get("slots"), row.get("requested_slots", [])
+    if not isinstance(slots, dict) or not all(isinstance(value, str) for value in slots.values()):
+        raise UserError(f"{where}: 'slots' must be an object of texts, got {shorten(json.dumps(slots), 60)}")
+    if not isinstance(asked, list) or not {*slots, *asked} <= set(SLOTS):
+        raise UserError(f"{where}: 'slots' and 'requested_slots' must be among {', '.join(SLOTS)}")
+    question = f"{text}\n(The restaurant had just asked for: {', '.join(dict.fromkeys(asked))}.)" if asked else text
+    answer = json.dumps({name: slots[name] for name in SLOTS if name in slots}, ensure_ascii=False)
+    return Item(question_id(question), question, answer, {**_rest(row, "slots"), "text": text})
+
+
+_mathematics_set = partial(
+    PublicSet, item=_mathematics, test_only=True, template=lambda options: BOXED, max_new_tokens=4096
+)
+_MAA = "problems copyright of the Mathematical Association of America; the collection's code is MIT"
+
+_ALL = (
+    PublicSet(
+        name="gsm8k", about="grade-school word problems (Cobbe et al. 2021, arXiv:2110.14168)", licence="MIT",
+        hub_id="openai/gsm8k", hub_config="main", item=_gsm8k,
+    ),
+    _mathematics_set(
+        name="math500", about="500 test problems of MATH (Lightman et al. 2023, arXiv:2305.20050)",
+        licence="MIT; problems from the Art of Problem Solving", hub_id="HuggingFaceH4/MATH-500", scorer="math-verify",
+    ),
+    _mathematics_set(
+        name="aime24", about="AIME 2024 I and II", licence=_MAA, hub_id="HuggingFaceH4/aime_2024", hub_test="train",
+        scorer="boxed",
+    ),
+    _mathematics_set(
+        name="aime25", about="AIME 2025 I and II", licence=_MAA, hub_id="math-ai/aime25", scorer="boxed",
+    ),
+    _mathematics_set(
+        name="amc23", about="40 problems of AMC 12 2023 with a number as answer", licence=_MAA,
+        hub_id="math-ai/amc23", scorer="boxed",
+    ),
+    PublicSet(
+        name="banking77", about="customers' messages to a bank, 77 intents (Casanueva et al. 2020, arXiv:2003.04807)",
+        licence="CC BY 4.0", hub_id="mteb/banking77", item=_banking77, scorer="exact", template=_list_labels,
+        max_new_tokens=32, same=lambda item: loose_text(item.question), check_options=_check_labels,
+        check_prompt=_labels_in_prompt,
+    ),
+    PublicSet(
+        name="restaurant8k", about="slots of a restaurant booking (Coope et al. 2020, arXiv:2005.08866)",
+        licence="CC BY 4.0", item=_restaurant8k, scorer="slots", template=lambda options: RESTAURANT,
+        max_new_tokens=96, same=lambda item: loose_text(item.metadata["text"]),
+    ),
+)  # fmt: skip
+PUBLIC: dict[str, PublicSet] = {public.name: public for public in _ALL}
+
+
+HAVE_DEFAULTS = (*PUBLIC, "writing")
+"""Tasks that bring a scorer, a prompt or a budget of their own."""
+
+
+def fill_in(table: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's table with the defaults of the set (or generator) that its [task] names, for what it leaves out.
+
+    A recipe that writes a scorer gets none of the set's scorer options, and one that writes a template or a system
+    prompt none of the set's prompt.
+    """
+    task = table.get("task")
+    if not isinstance(task, dict) or not isinstance(task.get("name"), str) or task["name"] not in HAVE_DEFAULTS:
+        return table
+    options = task.get("options", {})
+    if task["name"] in PUBLIC:
+        defaults = PUBLIC[task["name"]].defaults(options if isinstance(options, dict) else {})
+    else:
+        defaults = dict(writing.DEFAULTS)
+    if "scorer" in task:
+        defaults["task"] = {}
+    if isinstance(table.get("prompt"), dict) and {"template", "system"} & set(table["prompt"]):
+        defaults["prompt"] = {}
+    filled = dict(table)
+    for section, values in defaults.items():
+        own = table.get(section, {})
+        filled[section] = {**values, **own} if isinstance(own, dict) else own
+    return filled
