@@ -13,6 +13,7 @@ from tinylora.tasks.build import SCORERS, make_scorer
 from tinylora.tasks.json_text import json_objects
 from tinylora.tasks.latex import last_boxed
 from tinylora.tasks.numeric import final_number, last_number, parse_number
+from tinylora.tasks.scorers import TextScorer
 
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)  # same cases on every machine
 
@@ -212,13 +213,15 @@ def test_json_round_trip_scores_full(value, around):
 
 
 OPTIONS = {"regex": {"pattern": r"(\d+)\b"}}
-ANSWERS = {"json-fields": '{"a": 1}'}
+ANSWERS = {"json-fields": '{"a": 1}', "slots": '{"a": "1"}'}
 
 
 @quick
 @given(st.text() | st.text(alphabet='0123456789.{}\\boxed"a:1 ', max_size=60))
 def test_strict_implies_value_and_a_parsed_answer(text):
-    for name in sorted(set(SCORERS) - {"math-verify"}):
+    for name in sorted(
+        name for name, kind in SCORERS.items() if issubclass(kind, TextScorer) and name != "math-verify"
+    ):
         scorer = make_scorer(name, OPTIONS.get(name, {}))
         result = scorer.score(ANSWERS.get(name, "1"), text)
         assert all(0 <= value <= 1 for value in result.values())

@@ -112,8 +112,8 @@ class GenerationConfig:
     """On a GPU, record decode steps and replay them, which saves the time to launch their many small kernels."""
 
     def __post_init__(self) -> None:
-        above_zero = "a finite number above 0 (a greedy rollout has nothing to compare)"
-        _require(0 < self.temperature < math.inf, "generation.temperature", above_zero, self.temperature)
+        allowed = "from 1e-6 to 1e6 (a greedy rollout has nothing to compare)"
+        _require(1e-6 <= self.temperature <= 1e6, "generation.temperature", allowed, self.temperature)
         _require_at_least(1, "generation", self, "max_new_tokens", "max_batch_rows")
         _require(all(self.stop_strings), "generation.stop_strings", "texts that are not empty", list(self.stop_strings))
         finite = 0 < self.kv_budget_gib < math.inf
