@@ -179,7 +179,7 @@ def _finish(X: Tensor, Y: Tensor, Z: Tensor, rank: int) -> Triplets | None:
     U, V = U[:, :rank].contiguous(), X @ C
     found = Triplets(U, top, V, float(S[rank]), _residual(Y @ C, (Z @ C) / top, U, top, V))
     # Squares lose digits where sigma_r is far below sigma_1: what is not within its limit is left to LAPACK.
-    return found if found.residual <= min(RESIDUAL, 2 * target_residual(found.gap)) else None
+    return found if found.residual <= 2 * target_residual(found.gap) else None
 
 
 def _gram_times(M: Tensor, X: Tensor) -> Tensor:
