@@ -120,11 +120,11 @@ def _other(kind: str) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "mpt":
-            config = transformers.MptConfig(vocab_size=64, d_model=32, n_heads=4, n_layers=2, max_seq_len=64)
+            config = transformers.MptConfig(vocab_size=259, d_model=32, n_heads=4, n_layers=2, max_seq_len=64)
             model: Any = transformers.MptForCausalLM(config)
         else:
             config = transformers.GPTNeoConfig(
-                vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=64, window_size=6,
+                vocab_size=259, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=64, window_size=6,
                 attention_types=[[["local", "global"], 1]],
             )  # fmt: skip
             model = transformers.GPTNeoForCausalLM(config)
