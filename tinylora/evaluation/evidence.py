@@ -24,12 +24,12 @@ from tinylora.evaluation.account import (
 )
 from tinylora.evaluation.compare import settings_for_eval
 from tinylora.evaluation.conditions import Condition, Conditions, Store
-from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean, protocol_of
+from tinylora.evaluation.evaluate import ItemResult, evaluate, mean, protocol_of
+from tinylora.evaluation.plain import paired_json, share_json
 from tinylora.evaluation.power import adjusted_p_values, smallest_effect
 from tinylora.evaluation.scores import repetition
 from tinylora.evaluation.side_effects import neutral_text, text_effect
 from tinylora.evaluation.split_gain import split_gain
-from tinylora.evaluation.statistics import paired_result, wilson_interval
 from tinylora.evaluation.verdict import evidence_verdict
 from tinylora.reporting.metrics import read_jsonl
 from tinylora.roofline import linear_shapes
@@ -156,7 +156,7 @@ def assemble(
         if [result.item_id for result in condition.results] != ids:
             raise UserError(f"condition {condition.name} has other items than the adapter; evaluate it again")
     others = [condition for condition in conditions if condition is not tuned]
-    against = {one.name: _paired(one.results, tuned.results) for one in others}
+    against = {one.name: paired_json(one.results, tuned.results) for one in others}
     for name, p in zip(against, adjusted_p_values([one["p_value"] for one in against.values()]), strict=True):
         against[name]["p_adjusted"] = p
     primary = against["untrained"]
@@ -170,10 +170,10 @@ def assemble(
                 "name": one.name,
                 "kind": one.kind,
                 "label": one.label,
-                "strict": _share(one.results, "strict"),
-                "value_only": _share(one.results, "value_only"),
-                "stopped": _share(one.results, "stopped"),
-                "answered": _share(one.results, "answered"),
+                "strict": share_json(one.results, "strict"),
+                "value_only": share_json(one.results, "value_only"),
+                "stopped": share_json(one.results, "stopped"),
+                "answered": share_json(one.results, "answered"),
                 "length": mean(one.results, "num_tokens"),
                 "repetition": _repetition(one.results),
                 "account": priced(one.account, prices).to_json(),
@@ -182,7 +182,7 @@ def assemble(
             }
             for one in conditions
         ],
-        "value_only": _paired(untrained.results, tuned.results, "value_only"),
+        "value_only": paired_json(untrained.results, tuned.results, "value_only"),
         "gain": asdict(split_gain(untrained.results, tuned.results)),
         "smallest_effect": {
             "difference": least,
@@ -259,8 +259,8 @@ def _other_task(bench: Workbench, adapter: Adapter, name: str, num_items: int, s
         "task": name,
         "num_items": len(items),
         "protocol": protocol_of(config, task, items),
-        "strict": _paired(sides[0], sides[1], "strict"),
-        "value_only": _paired(sides[0], sides[1], "value_only"),
+        "strict": paired_json(sides[0], sides[1], "strict"),
+        "value_only": paired_json(sides[0], sides[1], "value_only"),
         "length": {"base": mean(sides[0], "num_tokens"), "tuned": mean(sides[1], "num_tokens")},
     }
 
@@ -286,24 +286,5 @@ def _accounts(
     }
 
 
-def _share(results: Sequence[ItemResult], score: str) -> dict[str, Any]:
-    right = int(correct(results, score).sum())
-    return {"correct": right, "total": len(results), "interval": list(wilson_interval(right, len(results)))}
-
-
 def _repetition(results: Sequence[ItemResult]) -> float:
     return sum(repetition(result.text) for result in results) / len(results)
-
-
-def _paired(base: Sequence[ItemResult], tuned: Sequence[ItemResult], score: str = "strict") -> dict[str, Any]:
-    paired = paired_result(correct(base, score), correct(tuned, score))
-    return {
-        "base": {"correct": paired.base.correct, "total": paired.base.total},
-        "tuned": {"correct": paired.tuned.correct, "total": paired.tuned.total},
-        "won": paired.won,
-        "lost": paired.lost,
-        "p_value": paired.p_value,
-        "difference": paired.difference,
-        "interval": list(paired.interval),
-        "text": paired.text(),
-    }

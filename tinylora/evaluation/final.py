@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean, protocol_of
-from tinylora.evaluation.statistics import paired_result, wilson_interval
+from tinylora.evaluation.plain import paired_json, share_json
 from tinylora.tasks.base import Item, Message
 from tinylora.tasks.prompt import Prompt
 from tinylora.training.config import RunConfig
@@ -117,23 +117,23 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
         "protocol": protocol_of(config, task, items),
         "v": v.flatten().tolist(),
         "v_norm": float(v.norm()),
-        "primary": _paired(base, tuned, "strict"),
-        "value_only": _paired(base, tuned, "value_only"),
-        "sampled": {**_paired(base_sampled, tuned_sampled, "strict"), "temperature": temperature},
-        "sampled_value_only": _paired(base_sampled, tuned_sampled, "value_only"),
+        "primary": paired_json(base, tuned, "strict"),
+        "value_only": paired_json(base, tuned, "value_only"),
+        "sampled": {**paired_json(base_sampled, tuned_sampled, "strict"), "temperature": temperature},
+        "sampled_value_only": paired_json(base_sampled, tuned_sampled, "value_only"),
         "stopped": {"base": mean(base, "stopped"), "tuned": mean(tuned, "stopped")},
         "length": {"base": mean(base, "num_tokens"), "tuned": mean(tuned, "num_tokens")},
         "random": randoms,
         "best_prompt": {
-            **_share(best_results),
+            **share_json(best_results),
             "name": best,
             "validation": scores,
-            "against_tuned": _paired(best_results, tuned, "strict"),
+            "against_tuned": paired_json(best_results, tuned, "strict"),
         },
         "larger_budget": {
-            **_share(larger),
+            **share_json(larger),
             "max_new_tokens": BUDGET_FACTOR * budget,
-            "against_tuned": _paired(larger, tuned, "strict"),
+            "against_tuned": paired_json(larger, tuned, "strict"),
         },
         "examples": _examples(base, tuned),
         "run": str(run),
@@ -146,25 +146,6 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
     # Last and atomically: a run that has a result.json has a whole one.
     write_atomically(run / "result.json", (json.dumps(report, indent=2) + "\n").encode())
     return report
-
-
-def _share(results: Sequence[ItemResult]) -> dict[str, Any]:
-    right = int(correct(results).sum())
-    return {"correct": right, "total": len(results), "interval": list(wilson_interval(right, len(results)))}
-
-
-def _paired(base: Sequence[ItemResult], tuned: Sequence[ItemResult], score: str) -> dict[str, Any]:
-    paired = paired_result(correct(base, score), correct(tuned, score))
-    return {
-        "base": {"correct": paired.base.correct, "total": paired.base.total},
-        "tuned": {"correct": paired.tuned.correct, "total": paired.tuned.total},
-        "won": paired.won,
-        "lost": paired.lost,
-        "p_value": paired.p_value,
-        "difference": paired.difference,
-        "interval": list(paired.interval),
-        "text": paired.text(),
-    }
 
 
 def _examples(base: Sequence[ItemResult], tuned: Sequence[ItemResult]) -> list[dict[str, str]]:
