@@ -175,12 +175,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--other-python", default="", help="an interpreter with another torch and transformers")
+    parser.add_argument("--only-other", action="store_true", help="that interpreter alone; into portability_other.json")
     parser.add_argument("--save", action="store_true", help="keep the result in bench/results/portability.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(Path(arguments.child))
         return
+    if arguments.only_other and not arguments.other_python:
+        parser.error("--only-other needs --other-python")
     import torch
 
     from tinylora.adapter.attach import attach
@@ -198,7 +201,7 @@ def main() -> None:
     portable = adapter.to_portable("bfloat16")
     data = portable.to_bytes()
     code = to_code(data)
-    conditions = dict(CONDITIONS)
+    conditions = {} if arguments.only_other else dict(CONDITIONS)
     pythons = {name: sys.executable for name in conditions}
     if arguments.other_python:
         conditions["another torch and transformers"] = {}
@@ -237,7 +240,7 @@ def main() -> None:
         "tokens_each": TOKENS,
         "conditions": results,
     }
-    finish("portability", result, arguments.save)
+    finish("portability_other" if arguments.only_other else "portability", result, arguments.save)
 
 
 if __name__ == "__main__":
