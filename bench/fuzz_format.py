@@ -115,12 +115,20 @@ def mutated_code(rng: random.Random, originals: list[bytes], repaired: bool) -> 
             characters[at], characters[at + 1] = characters[at + 1], characters[at]
         else:
             characters[at] = characters[at].lower()
-    return "".join(characters)
+    text = "".join(characters)
+    if rng.random() < 0.2:  # letters that become ours, or two of ours, in capitals
+        plain, odd = rng.choice([("s", "\u017f"), ("i", "\u0131"), ("ss", "\u00df"), ("st", "\ufb06")])
+        text = text.lower().replace(plain, odd, 1)
+    return text
+
+
+CAPITALS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+"""ASCII alone: upper() makes S of a long s."""
 
 
 def code_given_back(text: str) -> bool:
     data = from_code(text)
-    return to_code(parse_adapter(data).to_bytes()) == text.replace(" ", "").upper()
+    return to_code(parse_adapter(data).to_bytes()) == text.replace(" ", "").translate(CAPITALS)
 
 
 def file_given_back(data: bytes) -> bool:

@@ -50,6 +50,7 @@ def engines(model: Any, **more: Any) -> tuple[NativeEngine, NativeEngine, FxReco
     common: dict[str, Any] = {"context_length": 400, "use_c": False, "kv_budget_bytes": 2**24, **more}
     recorder = FxRecorder()
     graphed = NativeEngine(model, recorder=recorder, **common)
+    graphed.kernels = graphed._runner.kernels = TorchKernels(graphed.architecture, sdpa=True)
     return NativeEngine(model, **common), graphed, recorder
 
 
@@ -94,12 +95,16 @@ def test_numbers_that_are_not_finite_do_not_stay_in_the_cache() -> None:
     plain, graphed, _ = engines(model, kv_budget_bytes=2**18)
     with torch.no_grad():
         model.model.embed_tokens.weight[9] = torch.nan
-    bad = Request(prompt_ids=(9, *LONG[:70]), params=sampled(n=4), num_samples=2)
+    # Within its prompt, and in the middle of a completion while others run beside it.
+    bad = [
+        Request(prompt_ids=(9, *LONG[:70]), params=sampled(n=4), num_samples=2),
+        Request(prompt_ids=(4, 5), params=sampled(n=6), num_samples=2, forced_ids=(20, 9, 21, 22, 23, 24)),
+    ]
     good = [Request(prompt_ids=LONG[i : i + 80], params=sampled(n=20), key=i) for i in range(4)]
     good = [r for r in good if 9 not in r.prompt_ids]
     for _ in range(3):
         with pytest.raises(GenerationError) as caught:
-            graphed.generate([bad, *good])
+            graphed.generate([*bad, *good])
         assert len(caught.value.completions) == len(good)
     close(graphed.generate(good), plain.generate(good))
 

@@ -669,3 +669,20 @@ def test_processes_that_compile_at_the_same_time(forgetful: Path) -> None:
 def test_a_dtype_without_kernels(forgetful: Path) -> None:
     with pytest.raises(NoKernels, match="written for bfloat16 and float32, not float64"):
         library(torch.float64)
+
+
+@needs_compiler
+@every_dtype
+def test_block_sums_under_another_default_dtype(dtype: torch.dtype) -> None:
+    """The C writes float32: under a default of bfloat16 it wrote past the end, under float64 it left half unwritten."""
+    run, scores = kernels("native", architecture(dtype)), numbers(5, 3, 700, dtype=dtype)
+    expected = [run.block_sums(scores, 1.0), block_sums(scores, 1.0)]
+    for default in (torch.float64, torch.float16):
+        torch.set_default_dtype(default)
+        try:
+            found = [run.block_sums(scores, 1.0), block_sums(scores, 1.0)]
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for a, b in zip(found, expected, strict=True):
+            assert (a.tops.dtype, a.top.dtype) == (torch.float32, torch.float32)
+            assert torch.equal(a.tops, b.tops) and torch.equal(a.top, b.top) and torch.equal(a.sums, b.sums)

@@ -82,10 +82,6 @@ class KVCache:
         """Copy one block in every layer."""
         self.memory[:, target] = self.memory[:, source]
 
-    def clear(self, blocks: Iterable[int]) -> None:
-        """Fill blocks with zeros in every layer."""
-        self.memory[:, list(blocks)] = 0
-
     def keys(self, layer: int) -> torch.Tensor:
         """One layer's keys, (blocks, kv_heads, head_dim, 64): a view, of a paired cache a copy."""
         part = self.layers[layer][:, : self.kv_heads * self.head_dim * BLOCK]

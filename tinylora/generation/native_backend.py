@@ -256,17 +256,9 @@ class _Generation:
         if new:
             scheduler.start(new)
         if finished:
-            self._clear_failed(finished)
             scheduler.retire(finished)
         if new or finished or fills:
             self.plan = None
-
-    def _clear_failed(self, finished: Seq[Row]) -> None:
-        """Blocks of rows whose numbers are not finite are handed on as zeros: SDPA multiplies what is unseen by 0."""
-        for row in finished:
-            if row.sequence.error:
-                last = row.prompt.num_rows == 1
-                self.cache.clear(row.own + (row.prompt.table[row.prompt.num_borrowed :] if last else []))
 
     def _draw(self, rows: Seq[Row], logits: Tensor) -> None:
         sequences: list[Sequence] = [row.sequence for row in rows]

@@ -31,11 +31,8 @@ class TorchKernels:
         self._architecture = architecture
 
     def new_cache(self, num_blocks: int) -> KVCache:
-        """Memory for keys and values, in the layout of these kernels; zeros where SDPA multiplies unseen ones by 0."""
-        cache = KVCache(self._architecture, num_blocks)
-        if self.sdpa:
-            cache.memory.zero_()
-        return cache
+        """Memory for keys and values, in the layout of these kernels."""
+        return KVCache(self._architecture, num_blocks)
 
     def prepare(self) -> None:
         """Nothing to do: torch has its own threads."""
