@@ -18,8 +18,13 @@ INPUTS_HASH := $(shell (cat pyproject.toml constraints/*.txt; echo "$(CONSTRAINT
 STAMP := .venv/.ready-$(INPUTS_HASH)
 BENCH_STAMP := .venv-bench/.ready-$(INPUTS_HASH)
 INTEROP_STAMP := .venv-interop/.ready-$(INPUTS_HASH)
+BROWSER_STAMP := .venv-browser/.ready-$(INPUTS_HASH)
 
-.PHONY: help demo test lint format bench-setup interop-setup clean
+# For make report-check. A Chromium that is there already is used; without one, playwright fetches its own.
+PAGES ?= $(wildcard runs/*/report.html)
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
+.PHONY: help demo test lint format bench-setup interop-setup report-check clean
 
 help:
 	@echo "make demo         train 13 numbers of a real model, and measure what they changed (some 7 minutes on 2 cores)"
@@ -28,6 +33,7 @@ help:
 	@echo "make format       let ruff reformat the code"
 	@echo "make bench-setup  an environment of its own, .venv-bench, with the peers that bench/ compares with"
 	@echo "make interop-setup  another, .venv-interop, with llama.cpp and lm-evaluation-harness (compiles for minutes)"
+	@echo "make report-check  open reports in a headless browser (PAGES='a.html b.html'; else all in runs/)"
 	@echo "make clean        remove all environments (the model cache stays: see tinylora cache)"
 
 demo: $(STAMP)
@@ -48,6 +54,10 @@ format: $(STAMP)
 bench-setup: $(BENCH_STAMP)
 
 interop-setup: $(INTEROP_STAMP)
+
+report-check: $(BROWSER_STAMP)
+	@test -n "$(strip $(PAGES))" || { echo "there is no page to check; write one with: tinylora report runs/demo-001" >&2; exit 2; }
+	.venv-browser/bin/python bench/report_screens.py $(PAGES)
 
 # $(1): folder of the environment, $(2): what pip installs. A folder without the stamp is not trusted, only reused.
 define set_up
@@ -77,5 +87,9 @@ $(BENCH_STAMP):
 $(INTEROP_STAMP):
 	$(call set_up,.venv-interop,llama-cpp-python 'lm-eval[hf]' transformers peft accelerate)
 
+$(BROWSER_STAMP):
+	$(call set_up,.venv-browser,playwright)
+	$(if $(CHROMIUM),,.venv-browser/bin/python -m playwright install chromium)
+
 clean:
-	rm -rf .venv .venv-bench .venv-interop .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-interop .venv-browser .mypy_cache .pytest_cache .ruff_cache

@@ -15,11 +15,11 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page; else report.html in the run, or here for several.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Replies shown of each kind.")] = 6,
-    seed: Annotated[int, typer.Option(help="Of the replies that are drawn at random.")] = 0,
+    samples: Annotated[int, typer.Option(metavar="N", help="Items shown, at random and of the worst regressions.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of the items that are drawn at random.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page about runs that anyone can open, with every figure as PNG and its data as CSV beside it.
+    """Write one HTML page about a run or several that anyone can open; figures as PNG and their data as CSV beside it.
 
     \b
     Examples:
@@ -30,7 +30,8 @@ def report(
 
     done = write_report(runs, out, samples=samples, seed=seed)
     if as_json:
-        print_json({"report": str(done.path), "bytes": done.num_bytes, "verdict": done.verdict})
+        facts = {"report": str(done.path), "files": str(done.files), "bytes": done.num_bytes}
+        print_json({**facts, "verdict": done.verdict})
         return
     print(done.verdict)
-    say(f"saved {done.path} ({done.num_bytes:,} bytes)")
+    say(f"saved {done.path} ({done.num_bytes:,} bytes); figures and their data in {done.files}")

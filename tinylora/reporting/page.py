@@ -1,35 +1,52 @@
-"""`tinylora report`: one page that opens from a file and asks no network for anything."""
+"""`tinylora report`: one page that opens from a file and asks no network for anything.
 
-from collections.abc import Sequence
+Every number that was measured is written by `Numbers`, which gives it a stable key and keeps it for numbers.csv. All
+text goes through the template's escaping; the only markup made here is that of numbers and of figures.
+"""
+
+import base64
+import csv
+import errno
+import io
+import math
+import os
+import re
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from tinylora.errors import UserError
-from tinylora.evaluation.statistics import PairedResult, paired_result, pooled_result
-from tinylora.reporting.figures import Figure, figures_of
-from tinylora.reporting.run_facts import RunFacts, read_run, shared_items
-from tinylora.reporting.samples import Pair, random_pairs, regressions
+from tinylora.reporting.charts import figures_of
+from tinylora.reporting.figures import DARK, LIGHT, Figure
+from tinylora.reporting.outcomes import LABELS, MEASURES
+from tinylora.reporting.progress import format_duration
+from tinylora.reporting.report import Pool, RunFacts, differing_settings, finite, pools, read_runs
+from tinylora.reporting.run_files import AGAIN
+from tinylora.reporting.samples import Pair, random_pairs, regressions, shown
+from tinylora.training.run_folder import write_atomically
 
-FILES = "report_files"
 NOT_EVALUATED = "Nothing was evaluated on held-out test items, so nothing can be said about a gain."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSection:
-    """What the page says of one run."""
-
-    facts: RunFacts
-    verdict: str
-    strict: PairedResult | None
-    value_only: PairedResult | None
-    stopped: PairedResult | None
-    random: list[Pair]
-    lost: list[Pair]
-    account: dict[str, dict[str, Any]]
-    rebuild: list[str]
+NOT_MEASURED = "not measured"
+MOST_EMBEDDED_BYTES = 400_000
+"""Of a figure's CSV that is carried inside of the page, too; a longer one lies beside it only."""
+_STYLES: dict[str, Callable[[float], str]] = {
+    "count": lambda x: f"{x:,.0f}",
+    "percent": lambda x: f"{100 * x:.1f}",
+    "points": lambda x: f"{100 * x:+.1f}" if abs(x) >= 0.0005 else "0.0",
+    "p": lambda x: f"{x:.2g}",
+    "one": lambda x: f"{x:,.1f}",
+    "three": lambda x: f"{x:.3f}",
+    "digits": lambda x: f"{x:.3g}",
+    "v": lambda x: f"{x:+.4f}",
+    "duration": format_duration,
+    "mib": lambda x: f"{x / 2**20:,.0f}",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,97 +56,170 @@ class Report:
     path: Path
     verdict: str
     num_bytes: int
+    files: Path
+    """The folder with figures and data."""
 
 
-def write_report(paths: Sequence[Path], out: Path | None, *, samples: int = 6, seed: int = 0) -> Report:
-    """Write the page, and the figures as PNG and CSV into `report_files/` beside it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """What the page says of one run."""
 
-    out: the page; by default report.html in the run, or here for several runs.
-    Raises: UserError for a folder that is no run, one without a step, files that cannot be read, a place that cannot be
-    written to.
+    run: RunFacts
+    headline: str
+    reasons: str
+    """The rest of the verdict: what speaks for and against it."""
+    random: list[Pair]
+    lost: list[Pair]
+    shell_path: str
+    """The run's folder, as a shell takes it."""
+    commands: list[str]
+    items_link: str
+    """From the page to the run's items; empty if there are none."""
+
+
+class Numbers:
+    """Writes numbers into the page, each with a key that stays, and keeps them all."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], tuple[float | None, str]] = {}
+
+    def __call__(self, run: RunFacts | None, key: str, value: Any, style: str = "count") -> Markup:
+        """The number in words of its style; what is None or not finite was not measured."""
+        number = finite(value)
+        text = NOT_MEASURED if number is None else _STYLES[style](number)
+        label = run.label if run is not None else ""
+        known, _ = self.rows.setdefault((label, key), (number, text))
+        if known != number:  # files without their items can say two things of one number
+            raise UserError(f"{key} of {label} is given as {known} and as {number}; {AGAIN}")
+        raw = "" if number is None else repr(number)
+        return Markup('<span data-run="{}" data-key="{}" data-value="{}">{}</span>').format(label, key, raw, text)
+
+    def csv(self) -> str:
+        """run, key, value with every digit, and the text on the page."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("run", "key", "value", "text"))
+        for (run, key), (value, words) in self.rows.items():
+            writer.writerow((run, key, "" if value is None else repr(value), words))
+        return text.getvalue()
+
+
+def write_report(paths: Sequence[Path], out: Path | None = None, *, samples: int = 6, seed: int = 0) -> Report:
+    """Write the page, and its figures as PNG and CSV with numbers.csv into a folder beside it.
+
+    out: the page; by default report.html in the run, or here for several runs. Its folder is named after it:
+    report.html and report_files/. The page is written last and atomically.
+    Raises: UserError for a folder that is no run, one without a step, files that cannot be read or do not belong
+    together, a place that cannot be written to.
     """
-    from tinylora.training.run_folder import write_atomically
-
     if samples < 0:
         raise UserError(f"--samples must be 0 or more, got {samples}")
-    runs = [read_run(path) for path in paths]
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise UserError(f"the runs must have different names to be told apart, got {', '.join(names)}")
-    sections = [_section(run, samples, seed) for run in runs]
-    figures = figures_of(runs)
-    page = out or (runs[0].path / "report.html" if len(runs) == 1 else Path("report.html"))
-    text = render(sections, figures, pooled=_pooled(runs), seed=seed)
+    if not paths:
+        raise UserError("name a run to report on, such as runs/demo-001")
+    page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
+    if page.is_dir():
+        raise UserError(f"{page} is a folder; --out names the page, such as {page / 'report.html'}")
+    folder = page.with_name(f"{page.stem}_files")
+    runs = read_runs(paths)
+    sections = [_section(run, page, samples, seed) for run in runs]
+    pooled = pools(runs)
+    figures = figures_of(runs, pooled)
+    numbers = Numbers()
+    data = render(sections, figures, pooled, numbers, quote(folder.name), seed).encode("utf-8", errors="replace")
     try:
-        folder = page.parent / FILES
         folder.mkdir(parents=True, exist_ok=True)
         for figure in figures:
             write_atomically(folder / f"{figure.name}.png", figure.png)
-            write_atomically(folder / f"{figure.name}.csv", figure.csv().encode())
-        data = text.encode("utf-8", errors="replace")
+            write_atomically(folder / f"{figure.name}.csv", figure.csv().encode("utf-8", errors="replace"))
+        write_atomically(folder / "numbers.csv", numbers.csv().encode("utf-8", errors="replace"))
         write_atomically(page, data)
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # the command line has a sentence for a full disk
         raise UserError(f"{page} cannot be written ({error.strerror}); choose another place with --out") from error
-    return Report(
-        path=page, verdict=sections[0].verdict if len(runs) == 1 else f"{len(runs)} runs", num_bytes=len(data)
-    )
+    return Report(path=page, verdict=_verdict(sections, pooled), num_bytes=len(data), files=folder)
 
 
-def render(sections: Sequence[RunSection], figures: Sequence[Figure], *, pooled: str, seed: int) -> str:
-    """The page's text. Everything that a model or a user wrote goes through the template's escaping."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(loader=PackageLoader("tinylora.reporting"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
-    environment.filters["points"] = lambda share: f"{100 * share + 0.0:+.1f}".replace("-0.0", "+0.0")
-    environment.filters["p"] = lambda value: f"{value:.2g}"
-    environment.filters["known"] = lambda value, form="{:,}": "not measured" if value is None else form.format(value)
-    drawings = [(figure, Markup(figure.svg)) for figure in figures]  # drawn here, from numbers and escaped labels
+def render(
+    sections: Sequence[Section],
+    figures: Sequence[Figure],
+    pooled: Sequence[Pool],
+    numbers: Numbers,
+    files: str,
+    seed: int,
+) -> str:
+    """The page's text. `files`: the folder beside it that holds the figures, as it stands in a link."""
+    runs = [section.run for section in sections]
+    environment = Environment(loader=PackageLoader("tinylora.reporting"), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment.globals.update(
+        n=numbers, shown=shown, measures=MEASURES, labels=LABELS, data_link=_data_link, svg=_markup, files=files,
+        not_measured=NOT_MEASURED, light=LIGHT, dark=DARK, place=_figures_in(figures),
+    )  # fmt: skip
+    environment.filters["norm"] = lambda values: None if None in values else math.hypot(*values)
     template = environment.get_template("report.html.jinja")
-    return template.render(sections=sections, drawings=drawings, pooled=pooled, seed=seed, folder=FILES)
-
-
-def _section(run: RunFacts, samples: int, seed: int) -> RunSection:
-    sides = run.sides
-    results: dict[str, PairedResult | None] = {"strict": None, "value_only": None, "stopped": None}
-    if sides is not None:
-        for name in results:
-            before, after = (np.array([row[name] >= 1 for row in side]) for side in sides)
-            results[name] = paired_result(before, after)
-    source = run.evidence or run.result
-    account: dict[str, dict[str, Any]] = {}
-    if run.evidence is not None:
-        account = {who: one for who, one in run.evidence["account"].items() if one is not None}
-    return RunSection(
-        facts=run,
-        verdict=str(source["verdict"]) if source is not None else NOT_EVALUATED,
-        strict=results["strict"],
-        value_only=results["value_only"],
-        stopped=results["stopped"],
-        random=random_pairs(sides, samples, seed) if sides else [],
-        lost=regressions(sides, samples) if sides else [],
-        account=account,
-        rebuild=_rebuild(run),
+    return template.render(
+        sections=sections,
+        pools=pooled,
+        verdict=_verdict(sections, pooled),
+        differing=differing_settings(runs) if len(runs) > 1 else [],
+        tasks=list(dict.fromkeys(shown(run.config.task.name, 80) for run in runs)),
+        seed=seed,
     )
 
 
-def _rebuild(run: RunFacts) -> list[str]:
-    lines = [f"tinylora train {run.name}/config.toml"]
-    if run.evidence is not None:
-        lines.append(f"tinylora eval {run.name} --controls --num-items {run.evidence['num_items']}")
-    lines.append(f"tinylora encode {run.name}")
-    return lines
+def _figures_in(figures: Sequence[Figure]) -> Callable[[str], list[Figure]]:
+    return lambda section: [figure for figure in figures if figure.section == section]
 
 
-def _pooled(runs: Sequence[RunFacts]) -> str:
-    if len(runs) < 2:
+def _markup(figure: Figure) -> Markup:
+    return Markup(figure.svg)  # drawn in figures.py, where labels are escaped
+
+
+def _data_link(figure: Figure) -> str:
+    """The CSV inside of a link, so that a page that was passed on alone still has it; empty if it is too long."""
+    data = figure.csv().encode("utf-8", errors="replace")
+    if len(data) > MOST_EMBEDDED_BYTES:
         return ""
-    if not shared_items(runs):
-        return "The runs differ in base, task or test items, or have the same seed, so they are not pooled."
-    pairs = []
-    for run in runs:
-        sides = run.sides
-        assert sides is not None
-        pairs.append(tuple(np.array([row["strict"] >= 1 for row in side]) for side in sides))
-    return "Pooled by item, strict: " + pooled_result(pairs).text()  # type: ignore[arg-type]
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(data).decode()
+
+
+def _section(run: RunFacts, page: Path, samples: int, seed: int) -> Section:
+    evaluation = run.evaluation
+    verdict = shown(evaluation.verdict, 4000) if evaluation is not None else NOT_EVALUATED
+    # The first sentence says what happened and how sure that is; it ends before a capital or a number.
+    headline, *rest = re.split(r"(?<=[.!])\s+(?=[A-Z0-9])", verdict, maxsplit=1)
+    sides = evaluation.sides if evaluation is not None else None
+    items = run.path / evaluation.items_file if evaluation is not None and evaluation.items_file else None
+    return Section(
+        run=run,
+        headline=headline,
+        reasons=" ".join(rest),
+        random=random_pairs(sides, samples, seed) if sides is not None else [],
+        lost=regressions(sides, samples) if sides is not None else [],
+        shell_path=shlex.quote(str(run.path)),
+        commands=_commands(run),
+        items_link=_link(items, page) if items is not None else "",
+    )
+
+
+def _link(file: Path, page: Path) -> str:
+    return quote(Path(os.path.relpath(file.resolve(), page.resolve().parent)).as_posix())
+
+
+def _commands(run: RunFacts) -> list[str]:
+    path, config = shlex.quote(str(run.path)), shlex.quote(str(run.path / "config.toml"))
+    count = f" --num-items {run.evaluation.num_items}" if run.evaluation is not None else ""
+    return [f"tinylora train {config}", f"tinylora eval {path} --controls{count}", f"tinylora report {path}"]
+
+
+def _verdict(sections: Sequence[Section], pooled: Sequence[Pool]) -> str:
+    if len(sections) == 1:
+        return f"{sections[0].headline} {sections[0].reasons}".strip()
+    words = [f"{', '.join(pool.labels)}: {pool.results['strict'].text()}." for pool in pooled]
+    if not words:
+        words = [f"{section.run.label}: {section.headline}" for section in sections]
+    return " ".join(words)
+
+
+__all__ = ["NOT_EVALUATED", "NOT_MEASURED", "Report", "render", "write_report"]

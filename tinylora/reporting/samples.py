@@ -1,71 +1,99 @@
-"""Replies before and after for the report: some drawn at random, and the worst regressions. Text made safe to show."""
+"""Replies for people to read: drawn at random, or the worst that got lost; hostile text made harmless to look at."""
 
 import random
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-MOST_CHARACTERS = 600
-"""Of a text that is shown; the middle of a longer one is left out, and says so."""
+from tinylora.reporting.run_files import Row
+
+MOST_CHARACTERS = 1200
+"""Of a text that is shown; the middle of a longer one is left out, with a count."""
+_JOINERS = {"\u200c", "\u200d"}
+"""Persian, Indic scripts and emoji cannot do without them, and they move nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One model's answer to an item."""
+
+    text: str
+    right: bool
+    value_right: bool
+    stopped: bool
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """One item, answered by the untrained model and by the adapter."""
 
+    item_id: str
     question: str
-    answer: str
-    before: str
-    after: str
-    before_right: bool
-    after_right: bool
-    before_stopped: bool
-    after_stopped: bool
+    gold: str
+    before: Reply
+    after: Reply
+
+    @property
+    def change(self) -> str:
+        """won, lost, right (both) or wrong (both), by the strict score."""
+        if self.before.right != self.after.right:
+            return "won" if self.after.right else "lost"
+        return "right both times" if self.after.right else "wrong both times"
 
 
 def shown(text: str, most: int = MOST_CHARACTERS) -> str:
-    """Text with its control characters made visible, its middle left out where it is long. Not yet escaped for HTML."""
+    """Text with control characters made visible and the middle of a long one left out. Not escaped for HTML.
+
+    Line ends and tabs stay. Control characters become Unicode's pictures of them; what would turn the direction of a
+    line, hide itself or be no character at all becomes its number.
+    """
     if len(text) > most:
-        half = most // 2
-        text = f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
-    return "".join(_visible(character) for character in text)
+        head, tail = most - most // 3, most // 3
+        text = f"{text[:head]} [... {len(text) - head - tail:,} characters left out ...] {text[-tail:]}"
+    return "".join(_visible(character) for character in text.replace("\r\n", "\n"))
 
 
 def _visible(character: str) -> str:
-    if character in "\n\t":
+    if character in "\n\t" or character in _JOINERS:
         return character
     code = ord(character)
     if code < 0x20:
-        return chr(0x2400 + code)  # Unicode's pictures of control characters
+        return chr(0x2400 + code)
     if code == 0x7F:
         return "\u2421"
-    # Directions, joiners and private use could change how the rest of a line is read; a lone surrogate is no text.
-    return f"[U+{code:04X}]" if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs") else character
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp") or 0xFE00 <= code <= 0xFE0E
+    return f"[U+{code:04X}]" if hidden else character
 
 
-def random_pairs(sides: tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], count: int, seed: int) -> list[Pair]:
-    """`count` items drawn without looking at the answers; the same seed draws the same ones."""
-    base, tuned = sides
-    places = random.Random(seed).sample(range(len(base)), min(count, len(base)))
-    return [_pair(base[i], tuned[i]) for i in sorted(places)]
+def random_pairs(sides: tuple[Sequence[Row], Sequence[Row]], count: int, seed: int) -> list[Pair]:
+    """`count` items drawn without a look at the answers. The seed and the items decide, not the order in the file."""
+    pairs = sorted(zip(*sides, strict=True), key=lambda pair: str(pair[0]["item_id"]))
+    return [_pair(*pair) for pair in random.Random(seed).sample(pairs, min(count, len(pairs)))]
 
 
-def regressions(sides: tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], count: int) -> list[Pair]:
-    """Items that were right and no longer are: those that do not even stop first, then the longest replies."""
+def regressions(sides: tuple[Sequence[Row], Sequence[Row]], count: int) -> list[Pair]:
+    """Items that were right and no longer are: those whose reply never stops first, then the longest replies."""
     lost = [(b, t) for b, t in zip(*sides, strict=True) if b["strict"] >= 1 > t["strict"]]
-    lost.sort(key=lambda pair: (bool(pair[1]["stopped"]), -int(pair[1]["num_tokens"])))
-    return [_pair(b, t) for b, t in lost[:count]]
+    lost.sort(key=lambda pair: (bool(pair[1]["stopped"]), -int(pair[1]["num_tokens"]), str(pair[1]["item_id"])))
+    return [_pair(*pair) for pair in lost[:count]]
 
 
-def _pair(base: dict[str, Any], tuned: dict[str, Any]) -> Pair:
+def _pair(base: Row, tuned: Row) -> Pair:
     return Pair(
+        item_id=shown(str(base["item_id"]), 80),
         question=shown(str(base["question"])),
-        answer=shown(str(base["answer"])),
-        before=shown(str(base["text"])),
-        after=shown(str(tuned["text"])),
-        before_right=base["strict"] >= 1,
-        after_right=tuned["strict"] >= 1,
-        before_stopped=bool(base["stopped"]),
-        after_stopped=bool(tuned["stopped"]),
+        gold=shown(str(base["answer"])),
+        before=_reply(base),
+        after=_reply(tuned),
+    )
+
+
+def _reply(row: Row) -> Reply:
+    return Reply(
+        text=shown(str(row["text"])),
+        right=row["strict"] >= 1,
+        value_right=row["value_only"] >= 1,
+        stopped=bool(row["stopped"]),
+        num_tokens=int(row["num_tokens"]),
     )
