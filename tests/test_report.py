@@ -1,258 +1,166 @@
-"""The page: every number against the items by other code, hostile text, what is missing, and misuse."""
+"""The report's numbers: every one against the items, by other code; and what is said where something is missing."""
 
 import csv
 import json
-import random
-import re
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
 
-import numpy as np
 import pytest
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
-from typer.testing import CliRunner
+from report_page import by_condition, expected_numbers, gain_again, pair_again, report, right, share_again, words
+from report_runs import make_run, read_lines, write_lines
+from statsmodels.stats.multitest import multipletests
+from tiny_run import ByteTask, start
 
-from tinylora.cli import app
-from tinylora.evaluation.account import Account, Prices
-from tinylora.evaluation.conditions import Condition
-from tinylora.evaluation.evaluate import ItemResult
-from tinylora.evaluation.evidence import assemble
+from tinylora.errors import UserError
+from tinylora.reporting.outcomes import read_evaluation
 from tinylora.reporting.page import NOT_EVALUATED, write_report
-from tinylora.reporting.samples import shown
-from tinylora.training.config import RunConfig, TaskConfig, TrainConfig
-from tinylora.training.recipe import dump_config
-
-HOSTILE = "<script>alert(1)</script> & \x07 \u202e right-to-left \x1b[31m"
 
 
-class Keys(HTMLParser):
-    """The text of every element with a data-key, and every address that a browser would fetch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, str] = {}
-        self.fetched: list[str] = []
-        self.tags: list[str] = []
-        self._open: list[tuple[str, str]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = {name: value or "" for name, value in attrs}
-        self.tags.append(tag)
-        if tag in ("script", "link", "iframe", "object", "embed") or "src" in named:
-            self.fetched.append(named.get("src") or named.get("href") or tag)
-        if "data-key" in named:
-            self._open.append((tag, named["data-key"]))
-            self.found[named["data-key"]] = ""
-
-    def handle_data(self, data: str) -> None:
-        for _, key in self._open:
-            self.found[key] += data
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._open and self._open[-1][0] == tag:
-            self._open.pop()
-
-
-def items(rng: random.Random, right: float, text: str = "a reply") -> list[ItemResult]:
-    results = []
-    for i in range(40):
-        stopped, strict = rng.random() < 0.9, float(rng.random() < right)
-        value = max(strict, float(rng.random() < 0.2))
-        results.append(
-            ItemResult(f"{i:064x}", f"What is {i}?", str(i), f"{text} {i}", strict * stopped, value, stopped,
-                       rng.randint(2, 30), {"strict": strict}, answered=rng.random() < 0.8)
-        )  # fmt: skip
-    return results
-
-
-def make_run(path: Path, *, numbers: int = 13, seed: int = 0, evidence: bool = True, text: str = "a reply") -> Path:
-    """A run folder written by hand: two validation points, three steps, the answers of four conditions."""
-    path.mkdir(parents=True)
-    rng = random.Random(seed)
-    config = RunConfig(task=TaskConfig(name="jsonl", path="mine.jsonl"), train=TrainConfig(seed=seed))
-    (path / "config.toml").write_text(dump_config(config))
-    (path / "environment.json").write_text(json.dumps({"python": "3.12", "argv": ["<b>"]}))
-    rows: list[dict[str, Any]] = [{"step": 0, "validation_strict": 0.2, "validation_value_only": 0.3}]
-    for step in range(1, 4):
-        names = ("reward", "strict", "value_only", "answered", "truncated", "zero_variance_groups", "v_norm", "seconds")
-        row: dict[str, Any] = {"step": step, "tokens_sampled": 100, "prompts_sampled": 4}
-        rows.append(row | {name: rng.random() for name in names} | {"v": [rng.gauss(0, 1) for _ in range(numbers)]})
-    rows[-1] |= {"validation_strict": 0.4, "validation_value_only": 0.45}
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if not evidence:
-        return path
-    kinds = {"untrained": 0.3, "tuned": 0.6, "random_0": 0.3, "constant": 0.1}  # and how often each is right
-    cost = Account(tokens_sampled=1, prompt_tokens=1, seconds=1.0, flops=1.0)
-    conditions = [
-        Condition(
-            name=name,
-            kind=name.partition("_")[0],
-            label=f"label of {name}",
-            results=tuple(items(rng, right, text)),
-            account=cost,
-            details={},
-        )
-        for name, right in kinds.items()
-    ]
-    side = {
-        "kl_per_token": 0.01, "perplexity": {"base": 10.0, "tuned": 10.5}, "num_tokens": 900, "tasks": [],
-        "length": {"base": 5.0, "tuned": 6.0}, "repetition": {"base": 0.0, "tuned": 0.1},
-    }  # fmt: skip
-    account = {"training": Account(tokens_sampled=300, prompt_tokens=None, seconds=9.0, flops=None).to_json()}
-    meta = {"trained_numbers": numbers, "num_items": 40, "model": "m", "task": "jsonl"}
-    found = assemble(conditions, meta=meta, side_effects=side, account=account, prices=Prices())
-    found["curve"] = [
-        {"distinct_problems": n, "validation_strict": 0.2, "validation_value_only": 0.3} for n in (0, 12)
-    ]  # fmt: skip
-    (path / "evidence.json").write_text(json.dumps(found))
-    with (path / "evidence_items.jsonl").open("w") as lines:
-        for one in conditions:
-            for result in one.results:
-                row = {"condition": one.name, **{name: getattr(result, name) for name in ItemResult.__slots__}}
-                lines.write(json.dumps(row) + "\n")
-    return path
-
-
-def page_of(*runs: Path, out: Path | None = None, **options: Any) -> tuple[str, Keys]:
-    done = write_report(runs, out, **options)
-    text = done.path.read_text(encoding="utf-8")
-    assert done.num_bytes == len(text.encode())
-    keys = Keys()
-    keys.feed(text)
-    return text, keys
-
-
-def test_every_number_can_be_computed_again_from_the_items(tmp_path: Path) -> None:
+def test_every_number_on_the_page_can_be_computed_again_from_the_items(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo-001")
-    _, keys = page_of(run)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for line in (run / "evidence_items.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        rows.setdefault(row["condition"], []).append(row)
-    for measure in ("strict", "value_only", "stopped"):
-        base, tuned = (np.array([row[measure] >= 1 for row in rows[name]]) for name in ("untrained", "tuned"))
-        names = ("base.correct", "tuned.correct", "won", "lost", "p")
-        found = {name: keys.found[f"demo-001.{measure}.{name}"] for name in names}
-        table = [[(base & tuned).sum(), (base & ~tuned).sum()], [(~base & tuned).sum(), (~base & ~tuned).sum()]]
-        assert [int(found[n]) for n in ("base.correct", "tuned.correct", "won", "lost")] == [
-            base.sum(), tuned.sum(), table[1][0], table[0][1],
-        ]  # fmt: skip
-        assert float(found["p"]) == pytest.approx(mcnemar(table, exact=True).pvalue, rel=0.05)
-        assert float(keys.found[f"demo-001.{measure}.difference"]) == pytest.approx(
-            100 * (tuned.mean() - base.mean()), abs=0.051
-        )
-    for name, answers in rows.items():
-        assert int(keys.found[f"demo-001.conditions.{name}.strict"]) == sum(row["strict"] >= 1 for row in answers)
-    parts = sum(float(keys.found[f"demo-001.gain.{part}"]) for part in ("value", "format", "stops"))
-    strict = [np.mean([row["strict"] >= 1 for row in rows[name]]) for name in ("untrained", "tuned")]
-    assert parts == pytest.approx(100 * (strict[1] - strict[0]), abs=0.16)
-    with (run / "report_files" / "conditions.csv").open() as file:
-        table_rows = list(csv.DictReader(file))
-    for row, answers in zip(table_rows, rows.values(), strict=True):
-        right = sum(answer["strict"] >= 1 for answer in answers)
-        assert (int(row["correct"]), int(row["total"])) == (right, 40)
-        assert (float(row["low"]), float(row["high"])) == pytest.approx(proportion_confint(right, 40, method="wilson"))
+    page, done = report(run)
+    expected = expected_numbers(run)
+    expected["smallest.difference"] = page.value("smallest.difference", "demo-001")
+    for key, value in expected.items():
+        assert value is not None
+        assert page.value(key, "demo-001") == pytest.approx(value, rel=1e-9, abs=1e-12), key
+        assert page.numbers["demo-001", key][0] == words(key, value), key
+    # The smallest effect solves Connor's equation.
+    d, share, n = (expected[key] for key in ("smallest.difference", "smallest.discordant", "num_items"))
+    assert d is not None and share is not None and n is not None
+    z = NormalDist().inv_cdf
+    assert n**0.5 * d == pytest.approx(z(0.975) * share**0.5 + z(0.8) * (share - d * d) ** 0.5, rel=1e-6)
+
+    # What cannot be computed again is what evidence.json tells: side effects and cost.
+    told = json.loads((run / "evidence.json").read_text())
+    side = told["side_effects"]
+    rest = {key for _, key in page.numbers} - set(expected)
+    for who, account in told["account"].items():
+        for name, value in account.items():
+            if name != "prices":
+                assert page.value(f"account.{who}.{name}", "demo-001") == value
+                rest.remove(f"account.{who}.{name}")
+    for name in ("kl_per_token", "num_tokens"):
+        assert page.value(f"side.{name}", "demo-001") == side[name]
+        rest.remove(f"side.{name}")
+    for name in ("perplexity", "length", "repetition"):
+        for model in ("base", "tuned"):
+            assert page.value(f"side.{name}.{model}", "demo-001") == side[name][model]
+            rest.remove(f"side.{name}.{model}")
+    assert all(key.startswith("side.gsm8k.") for key in rest), rest
+    assert page.value("side.gsm8k.strict.difference", "demo-001") == side["tasks"][0]["strict"]["difference"]
+    assert "not measured" not in page.numbers["demo-001", "account.training.money"][0]
+    assert page.numbers["demo-001", "account.controls.money"][0] == "not measured"
+    assert told["verdict"].split(". ")[0] in done.verdict and "% interval" in done.verdict
+
+    with (done.files / "numbers.csv").open(newline="") as file:
+        rows = {(row["run"], row["key"]): (row["text"], row["value"]) for row in csv.DictReader(file)}
+    assert rows == page.numbers
 
 
-def test_figures_hold_the_metrics(tmp_path: Path) -> None:
+def test_the_check_above_can_fail(tmp_path: Path) -> None:
+    """One item changed in the file, after the page was made, moves the expectation away from the page."""
     run = make_run(tmp_path / "demo-001")
-    text, _ = page_of(run)
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    files = run / "report_files"
-    names = {path.stem for path in files.glob("*.csv")}
-    assert names == {path.stem for path in files.glob("*.png")} >= {"training", "held_out", "health", "norm", "paths"}
-    assert text.count("<svg") == len(names)
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files.glob("*.png"))
-    table = csv.reader((files / "paths.csv").read_text().splitlines())
-    paths = [[float(x) for x in row] for row in list(table)[1:]]
-    assert paths == [[row["step"], *row["v"]] for row in metrics[1:]]
-    held_out = list(csv.DictReader((files / "held_out.csv").read_text().splitlines()))
-    assert [float(row["validation_strict"]) for row in held_out] == [0.2, 0.4]
+    page, _ = report(run)
+    rows = read_lines(run / "evidence_items.jsonl")
+    row = next(row for row in rows if row["condition"] == "tuned" and row["strict"] == 1)
+    row["strict"] = 0.0
+    write_lines(run / "evidence_items.jsonl", rows)
+    expected = expected_numbers(run)
+    wrong = [key for key, value in expected.items() if page.value(key, "demo-001") != pytest.approx(value, rel=1e-9)]
+    assert {"tuned.strict.share", "paired.strict.p", "random_0.against.difference", "gain.total"} <= set(wrong)
+    with pytest.raises(UserError, match=r"evidence\.json: it says .* for .*, its items say "):
+        write_report([run])
 
 
-def test_the_page_asks_no_network_and_escapes_everything(tmp_path: Path) -> None:
-    text, keys = page_of(make_run(tmp_path / "demo-001", text=HOSTILE), samples=40)
-    assert keys.fetched == [] and "script" not in keys.tags
-    assert "&lt;script&gt;alert(1)" in text
-    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202e]", text)
-    assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", text)
+def test_without_evidence_the_numbers_are_those_of_the_final_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo-001", evidence=False)
+    page, done = report(run)
+    items = by_condition(run / "result_items.jsonl")
+    names = {"untrained": "base_greedy", "tuned": "tuned_greedy", "best_prompt": "base_best_prompt",
+             "larger_budget": "base_larger_budget", **{f"random_{i}": f"random_{i}" for i in range(5)}}  # fmt: skip
+    p_values = []
+    for name, condition in names.items():
+        again = share_again(items[condition], "strict")
+        assert page.value(f"{name}.strict.share", "demo-001") == pytest.approx(again["share"])
+        assert page.value(f"{name}.strict.low", "demo-001") == pytest.approx(again["low"])
+        if name != "tuned":
+            pair = pair_again(right(items[condition]), right(items["tuned_greedy"]))
+            assert page.value(f"{name}.against.lost", "demo-001") == pair["lost"]
+            p_values.append((name, pair["p"]))
+    adjusted = multipletests([p for _, p in p_values], method="fdr_bh")[1]
+    for (name, _), p in zip(p_values, adjusted, strict=True):
+        assert page.value(f"{name}.against.p_adjusted", "demo-001") == pytest.approx(p, rel=1e-9)
+    again = gain_again(items["base_greedy"], items["tuned_greedy"])
+    assert page.value("gain.value", "demo-001") == pytest.approx(again["value"], abs=1e-12)
+    steps = read_lines(run / "metrics.jsonl")[1:]
+    assert page.value("account.training.tokens_sampled", "demo-001") == sum(row["tokens_sampled"] for row in steps)
+    assert page.value("account.training.cpu_hours", "demo-001") == pytest.approx(40 * 4.75 / 3600)
+    assert page.numbers["demo-001", "account.training.flops"] == ("not measured", "")
+    assert f"tinylora eval {run} --controls" in page.text
+    for missing in (
+        "v = 0 through",
+        "the best of many random vectors",
+        "one constant reply",
+        "side effects on neutral",
+    ):
+        assert missing in page.text
+    assert done.verdict == json.loads((run / "result.json").read_text())["verdict"]
+
+    # Without its items the same page has the counts that result.json tells, and what they do not give is not measured.
+    before = {key: page.value(key, "demo-001") for _, key in page.numbers}
+    (run / "result_items.jsonl").unlink()
+    page, _ = report(run)
+    for key in (
+        "tuned.strict.share",
+        "paired.strict.p",
+        "paired.value_only.difference",
+        "sampled.strict.p",
+        "tuned.length",
+    ):
+        assert page.value(key, "demo-001") == pytest.approx(before[key]), key
+    assert page.numbers["demo-001", "tuned.repetition"] == ("not measured", "")
+    assert ("demo-001", "gain.total") not in page.numbers and ("demo-001", "random_0.against.lost") not in page.numbers
 
 
-def test_a_megabyte_of_one_letter_stays_small(tmp_path: Path) -> None:
-    text, _ = page_of(make_run(tmp_path / "demo-001", text="x" * 1_000_000))
-    assert len(text) < 400_000 and "characters ...]" in text
-    assert shown("ab" * 5, most=4) == "ab [... 6 characters ...] ab"
-    assert shown("a\x00b\ud800") == "a\u2400b[U+D800]"
+def test_a_run_that_was_not_evaluated_has_curves_only(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run-001", evidence=False, result=False, steps=3)
+    lines = read_lines(run / "metrics.jsonl")
+    write_lines(run / "metrics.jsonl", lines[:3])  # stopped after two of three steps
+    (run / "adapter.safetensors").unlink()
+    (run / "environment.json").unlink()
+    page, done = report(run)
+    assert done.verdict == NOT_EVALUATED and NOT_EVALUATED in page.text
+    assert "Not finished: 2 of 3 steps" in page.text
+    assert ("run-001", "tuned.strict.share") not in page.numbers
+    assert {"strict", "value_only", "paths", "norm"} <= {path.stem for path in done.files.glob("*.png")}
+    assert not (done.files / "conditions.png").exists()
+    assert page.value("v.2", "run-001") == lines[2]["v"][1]
 
 
-@pytest.mark.parametrize("numbers", [1, 200])
-def test_other_counts_of_numbers(tmp_path: Path, numbers: int) -> None:
-    text, _ = page_of(make_run(tmp_path / "demo-001", numbers=numbers))
-    assert f"{numbers} numbers of" in text
+def test_a_real_run_and_its_report(tmp_path: Path, tiny_folder: Path, fresh_cache: Path) -> None:
+    """Not our synthetic files but those that training writes."""
+    done = start(tiny_folder, tmp_path / "runs", task=ByteTask(size=12), train={"steps": 2},
+                 eval={"num_test": 12, "random_vectors": 1})  # fmt: skip
+    page, made = report(done.run)
+    items = by_condition(done.run / "result_items.jsonl")
+    assert page.value("tuned.strict.correct", "run-001") == sum(row["strict"] >= 1 for row in items["tuned_greedy"])
+    assert page.value("v_norm", "run-001") == pytest.approx(float(done.v.norm()), rel=1e-5)
+    assert page.value("adapter_bytes", "run-001") == (done.run / "adapter.tinylora").stat().st_size
+    assert 'tinylora.load_adapter(model, "TINY-' in page.text
+    assert made.verdict == (done.result or {})["verdict"]
 
 
-def test_what_was_not_measured_is_called_so(tmp_path: Path) -> None:
-    text, keys = page_of(make_run(tmp_path / "demo-001", evidence=False))
-    assert keys.found["demo-001.verdict"] == NOT_EVALUATED
-    assert "Controls were not run." in text and "tinylora eval demo-001 --controls" in text
-    assert "demo-001.strict.won" not in keys.found
-
-
-def test_several_runs(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / f"demo-00{i}", seed=i) for i in range(3)]
-    _, keys = page_of(*runs, out=tmp_path / "all.html")
-    assert keys.found["pooled"].startswith("Pooled by item, strict: 3 seeds on the same 40 items")
-    for run in runs:
-        rows = map(json.loads, (run / "evidence_items.jsonl").read_text().splitlines())
-        strict = [row for row in rows if row["condition"] == "tuned"]
-        assert int(keys.found[f"runs.{run.name}.tuned.correct"]) == sum(row["strict"] >= 1 for row in strict)
-        assert (tmp_path / "report_files" / f"conditions_{run.name}.png").exists()
-    other = make_run(tmp_path / "other-001")
-    config = RunConfig(task=TaskConfig(name="gsm8k"))
-    (other / "config.toml").write_text(dump_config(replace(config, train=TrainConfig(seed=5))))
-    _, keys = page_of(runs[0], other, out=tmp_path / "two.html")
-    assert "not pooled" in keys.found["pooled"]
-
-
-def test_samples_are_drawn_by_the_seed_and_regressions_are_lost_items(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "demo-001")
-    one, _ = page_of(run, samples=3, seed=1)
-    assert one == page_of(run, samples=3, seed=1)[0]
-    assert one != page_of(run, samples=3, seed=2)[0]
-    none, _ = page_of(run, samples=0)
-    assert "drawn at random (seed" not in none
-
-
-@pytest.mark.parametrize(
-    ("breaks", "sentence"),
-    [
-        (lambda run: (run / "config.toml").unlink(), "is no run folder"),
-        (lambda run: (run / "metrics.jsonl").write_text('{"step": 0}\n'), "no finished step yet"),
-        (lambda run: (run / "evidence.json").write_text("{"), "cannot be read"),
-        (lambda run: (run / "evidence.json").write_text("[]"), "must be a JSON object"),
-        (lambda run: (run / "metrics.jsonl").write_text("x\n{}\n"), "line 1 is not JSON"),
-    ],
-)
-def test_a_broken_run_is_one_sentence(tmp_path: Path, breaks: Any, sentence: str) -> None:
-    run = make_run(tmp_path / "demo-001")
-    breaks(run)
-    done = CliRunner().invoke(app, ["report", str(run)])
-    assert done.exit_code == 2 and sentence in done.output
-    assert not (run / "report.html").exists()
-
-
-def test_the_command(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "demo-001")
-    done = CliRunner().invoke(app, ["report", str(run), "--json"])
-    assert done.exit_code == 0
-    said = json.loads(done.stdout)
-    assert said["report"] == str(run / "report.html") and said["bytes"] == (run / "report.html").stat().st_size
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file" / "x.html", tmp_path):
-        done = CliRunner().invoke(app, ["report", str(run), "--out", str(out)])
-        assert done.exit_code == 2 and "cannot be written" in done.output
-    done = CliRunner().invoke(app, ["report", str(run), str(run)])
-    assert done.exit_code == 2 and "different names" in done.output
+def test_what_a_run_says_of_itself(tmp_path: Path) -> None:
+    """The facts without a page: the report is a thin layer over these."""
+    run = make_run(tmp_path / "demo-001", num_items=12, steps=2)
+    evaluation = read_evaluation(run)
+    assert evaluation is not None and evaluation.protocol == "1f" * 8
+    assert evaluation.not_run == () and evaluation.temperature == 0.6
+    assert [one.name for one in evaluation.outcomes][:3] == ["untrained", "tuned", "zero"]
+    assert evaluation.outcome("nonsense") is None
+    (run / "evidence_items.jsonl").unlink()
+    bare = read_evaluation(run)
+    assert bare is not None and bare.sides is None and bare.items_file == ""
+    assert bare.paired["strict"] == evaluation.paired["strict"]
+    assert read_evaluation(tmp_path) is None
