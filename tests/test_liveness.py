@@ -69,5 +69,5 @@ def test_an_engine_with_another_effect_stops_the_run(
 
 def test_a_probe_that_does_not_stand_out_stops_the_run(tiny_llama: PreTrainedModel) -> None:
     engine, learner = parts(tiny_llama, Noisy)
-    with pytest.raises(UserError, match=r"liveness: no probe vector up to norm 10\.0 .* 10 times the noise"):
+    with pytest.raises(UserError, match=r"liveness: no probe vector up to norm 1000\.0 .* 10 times the noise"):
         check_liveness(engine, learner, ROWS)

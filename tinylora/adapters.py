@@ -11,13 +11,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tinylora.adapter.attach import AttachedAdapter, attach, attach_explicit
+from tinylora.adapter.attach import AttachedAdapter, attach_explicit
 from tinylora.adapter.code import from_code, looks_like_a_code
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.explicit import FORMAT as EXPLICIT_FORMAT
 from tinylora.adapter.explicit import ExplicitFactors, load_explicit
 from tinylora.adapter.portable import MAGIC, PortableAdapter, ValueType, parse_adapter, round_values
+from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
+from tinylora.methods.attached import MethodAdapter
+from tinylora.methods.build import put_method_on
+from tinylora.methods.config import MethodConfig
 from tinylora.models.bases import explain_difference, lookup
 from tinylora.models.fingerprint import Fingerprint, Identity, identify
 from tinylora.paths import cache_dir
@@ -51,6 +55,11 @@ class Adapter:
     """Whether it lies in a run folder of this machine, whose settings may say what code to run; a file's may not."""
 
     @property
+    def method(self) -> MethodConfig:
+        """What was trained: TinyLoRA's v, unless the run says otherwise."""
+        return self.run.method if self.run is not None else MethodConfig()
+
+    @property
     def base_name(self) -> str:
         """A name under which the base can be loaded here; empty if none is known."""
         if self.run is not None:
@@ -81,6 +90,11 @@ class Adapter:
 
         Raises: UserError for explicit factors, or where base and basis are not known yet (`completed` finds them).
         """
+        if self.method.name != "tinylora":
+            raise UserError(
+                f"{self.label} holds {self.method.describe()}, {self.v.numel():,} numbers; only TinyLoRA's have a "
+                "short form. What PEFT knows lies as its own adapter in the run's folder peft"
+            )
         if self.explicit is not None or self.config is None:
             raise UserError(
                 f"{self.label} brings factors of its own ({self.explicit.origin if self.explicit else ''}), which no "
@@ -220,7 +234,7 @@ def put_on(
     files: Sequence[Path] = (),
     other_base: bool = False,
     identity: Identity | None = None,
-) -> AttachedAdapter:
+) -> AttachedAdapter | MethodAdapter:
     """Put an adapter on a model, v included, and check that both belong together.
 
     files: the weight files that the model still agrees with, so that neither fingerprint nor basis is computed again.
@@ -235,10 +249,12 @@ def put_on(
                 f"{explain_difference(adapter.fingerprint, found)}; give its own base, or --other-base to go on"
             )
     if adapter.explicit is not None:
-        attached = attach_explicit(model, adapter.explicit)
+        attached: AttachedAdapter | MethodAdapter = attach_explicit(model, adapter.explicit)
     else:
         assert adapter.config is not None
-        attached = attach(model, adapter.config, cache_dir=cache_dir(), source=list(files) or None)
+        attached = put_method_on(
+            model, adapter.method, adapter.config, cache_dir=cache_dir(), source=list(files) or None
+        )
     try:
         check_basis(adapter, attached, other_base=other_base)
         attached.write(adapter.v)
@@ -248,25 +264,40 @@ def put_on(
     return attached
 
 
-def check_basis(adapter: Adapter, attached: AttachedAdapter, *, other_base: bool = False) -> None:
+def put_tinylora_on(
+    model: nn.Module, adapter: Adapter, *, files: Sequence[Path] = (), other_base: bool = False,
+    identity: Identity | None = None,
+) -> AttachedAdapter:  # fmt: skip
+    """`put_on`, for what only TinyLoRA's layers can do (export, merge). Raises: UserError for methods without them."""
+    if adapter.method.name not in ("tinylora", "lora-xs"):
+        raise UserError(
+            f"{adapter.label} holds {adapter.method.describe()}, and this is for TinyLoRA's adapters; tinylora eval "
+            "and chat take it, and what PEFT knows lies as its own adapter in the run's folder peft"
+        )
+    attached = put_on(model, adapter, files=files, other_base=other_base, identity=identity)
+    assert isinstance(attached, AttachedAdapter)
+    return attached
+
+
+def check_basis(adapter: Adapter, attached: Trained, *, other_base: bool = False) -> None:
     """Raises: UserError if the basis rebuilt here is not the one that the adapter was trained on."""
     if adapter.check and not other_base and not attached.agrees_with(adapter.check):
         raise UserError(
-            f"the basis rebuilt here for {adapter.label} is not the one it was made on (its check disagrees), so its "
+            f"what was rebuilt here for {adapter.label} is not what it was trained from (its check disagrees), so its "
             "numbers would mean something else; clear the cache (tinylora cache --clear), and report this if it stays"
         )
 
 
-def completed(adapter: Adapter, attached: AttachedAdapter, identity: Identity) -> Adapter:
+def completed(adapter: Adapter, attached: Trained, identity: Identity) -> Adapter:
     """The adapter with the fingerprint and the basis check of the base that it is on."""
     return replace(adapter, fingerprint=identity.fingerprint, check=attached.check())
 
 
 def load_adapter(model: nn.Module, reference: str | Path, *, other_base: bool = False) -> AttachedAdapter:
-    """Put an adapter (a code, a file, a run folder) on a transformers model of yours, and switch it on.
+    """Put an adapter (a code, a file, a run folder of TinyLoRA's) on a transformers model of yours, and switch it on.
 
     The weights are hashed, so that another base is noticed; the basis comes from the cache, or is computed once.
     `attached.detach()` takes it off again.
     Raises: UserError for an adapter that cannot be read, another base, or a basis that came out differently.
     """
-    return put_on(model, open_adapter(reference), other_base=other_base)
+    return put_tinylora_on(model, open_adapter(reference), other_base=other_base)

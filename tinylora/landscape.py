@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tinylora.adapter.attach import AttachedAdapter
+from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def landscape(
         raise UserError(f"--vectors and --items must be at least 1, got {num_vectors} and {num_items}")
     assert bench.task is not None
     items = bench.task.items("validation")[:num_items]
-    config, groups, u = bench.config, bench.adapter.num_groups, bench.adapter.config.u
+    config, (groups, u) = bench.config, bench.adapter.shape
     cases: list[tuple[float, int, Tensor | None]] = [(0.0, 0, None)]
     cases += [
         # The same directions at every norm: what changes down a column is the norm alone.
@@ -107,7 +107,7 @@ def _base_divergence(bench: "Workbench", items: Sequence[Any], vectors: Sequence
 
 
 def completion_logprobs(
-    model: Any, adapter: AttachedAdapter, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], v: Tensor | None
+    model: Any, adapter: Trained, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], v: Tensor | None
 ) -> Tensor:
     """Log-probs of the whole vocabulary at the positions that predict completion tokens: (tokens, vocabulary) float32.
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from tinylora.adapter.attach import AttachedAdapter, attach
+from tinylora.adapter.attach import AttachedAdapter
+from tinylora.adapter.protocol import Trained
 from tinylora.adapters import Adapter, put_on
 from tinylora.generation.engine import Engine, make_engine
+from tinylora.methods.attached import MethodAdapter
+from tinylora.methods.build import put_method_on
+from tinylora.methods.engine import MethodEngine
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.busy import warn_if_busy
 from tinylora.models.device import available_threads
@@ -34,7 +38,7 @@ class Workbench:
 
     config: RunConfig
     base: BaseModel
-    adapter: AttachedAdapter
+    adapter: Trained
     engine: Engine
     task: Task | None
 
@@ -61,6 +65,40 @@ def resolve_micro_batch(model: PreTrainedModel, train: TrainConfig) -> int:
     return micro_batch_tokens_for(int(train.memory_budget_gib * 2**30), architecture, train.gradient_checkpointing)
 
 
+def _engine(config: RunConfig, base: BaseModel, adapter: AttachedAdapter | MethodAdapter, say: Say) -> Engine:
+    backend = config.generation.backend
+    if isinstance(adapter, MethodAdapter) and backend == "native" and not (adapter.has_factors or adapter.can_merge):
+        say(
+            f"{config.method.describe()} in {str(base.dtype).removeprefix('torch.')} is neither a product beside the "
+            "frozen maps nor to be merged into them without loss, so transformers samples, slower"
+        )
+        backend = "transformers"
+    if isinstance(adapter, MethodAdapter) and backend == "native":
+        try:
+            with adapter.using(None):
+                describe(base.model)
+        except Unsupported as reason:
+            say(f"the native rollout engine does not cover this model, so transformers samples, slower: {reason}")
+            backend = "transformers"
+
+    def make(adapter: Trained | None) -> Engine:
+        return make_engine(
+            base.model,
+            backend=backend,
+            context_length=base.context_length,
+            pad_token_id=base.pad_token_id,
+            adapter=adapter,
+            max_batch_rows=config.generation.max_batch_rows,
+            kv_budget_bytes=int(config.generation.kv_budget_gib * 2**30),
+            cuda_graphs=config.generation.cuda_graphs and not isinstance(adapter, MethodAdapter),
+            say=say,
+        )
+
+    if isinstance(adapter, MethodAdapter):
+        return MethodEngine(adapter, base.model, make, native=backend == "native")
+    return make(adapter)
+
+
 def open_workbench(
     config: RunConfig,
     *,
@@ -72,8 +110,8 @@ def open_workbench(
 ) -> Workbench:
     """Load the model, set the threads, attach v = 0 with the cached basis, build the task and the engine.
 
-    on: the adapter that is to be used; its base and basis are checked (see `adapters.put_on` for `other_base`), its
-    factors taken where it brings its own.
+    on: the adapter that is to be used, by the method that it was trained by; its base and basis are checked (see
+    `adapters.put_on` for `other_base`), its factors taken where it brings its own.
 
     Whatever "auto" stood for (device, dtype, threads, revision) and the engine that serves the model are resolved in
     the returned config.
@@ -92,7 +130,10 @@ def open_workbench(
     if base.device.type == "cpu":
         warn_if_busy(threads, say)
     if on is None:
-        adapter = attach(base.model, config.adapter, cache_dir=cache_dir(), source=list(base.files) or None)
+        files = list(base.files) or None
+        adapter: AttachedAdapter | MethodAdapter = put_method_on(
+            base.model, config.method, config.adapter, cache_dir=cache_dir(), source=files
+        )
     else:
         adapter = put_on(base.model, on, files=base.files, other_base=other_base)
         adapter.write(None)
@@ -100,17 +141,7 @@ def open_workbench(
         say(
             f"{len(adapter.excluded)} modules left out: " + "; ".join(f"{k} ({v})" for k, v in adapter.excluded.items())
         )
-    engine = make_engine(
-        base.model,
-        backend=config.generation.backend,
-        context_length=base.context_length,
-        pad_token_id=base.pad_token_id,
-        adapter=adapter,
-        max_batch_rows=config.generation.max_batch_rows,
-        kv_budget_bytes=int(config.generation.kv_budget_gib * 2**30),
-        cuda_graphs=config.generation.cuda_graphs,
-        say=say,
-    )
+    engine = _engine(config, base, adapter, say)
     resolved = replace(
         config,
         model=replace(

@@ -1,6 +1,6 @@
 """Put an adapter on a model and take it off; read and write v; merge into copies of the pristine weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,11 @@ class AttachedAdapter:
         return max(self.groups) + 1
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Of v: (groups, u)."""
+        return self.num_groups, self.config.u
+
+    @property
     def num_trained(self) -> int:
         """Count of trained numbers: groups times u."""
         return self.num_groups * self.config.u
@@ -72,7 +77,7 @@ class AttachedAdapter:
         if not self.layers:
             raise UserError("the adapter was taken off the model; attach it again first")
         layer = next(iter(self.layers.values()))
-        return torch.zeros(self.num_groups, self.config.u, dtype=layer.A.dtype, device=layer.A.device)
+        return torch.zeros(self.shape, dtype=layer.A.dtype, device=layer.A.device)
 
     def read(self) -> Tensor:
         """A detached copy of v."""
@@ -85,7 +90,7 @@ class AttachedAdapter:
         """
         if v is None:
             v = self.zeros()
-        expected = (self.num_groups, self.config.u)
+        expected = self.shape
         if tuple(v.shape[-2:]) != expected or v.dim() not in (2, 3):
             raise UserError(
                 f"an adapter vector of shape {tuple(v.shape)} does not fit; allowed: {expected}, or (rows, *{expected})"
@@ -229,12 +234,14 @@ def attach(
     *,
     cache_dir: Path | None = None,
     source: Path | Sequence[Path] | None = None,
+    projections: Callable[[int, str, int, int], Float64Array] = projection,
 ) -> AttachedAdapter:
     """Freeze the model and put an adapter with v = 0 on it.
 
     The basis is taken from the cache in `cache_dir`, or computed and stored there. `source` names the weight files on
     disk (or their folder), so that an unchanged file is not hashed again. A module whose basis is not unique (gap below
-    1e-6 sigma_1) is left out by rule; `excluded` says which and why.
+    1e-6 sigma_1) is left out by rule; `excluded` says which and why. `projections` (seed, path, u, rank) gives P where
+    it is not TinyLoRA's.
 
     Raises: UserError for targets that match nothing, a rank too large, a quantised (packed) weight, or a model that
     already has an adapter.
@@ -246,8 +253,8 @@ def attach(
     if not kept:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(excluded.items())[:3])
         raise UserError(f"every target module was left out ({reasons}); choose other targets")
-    projections = {path: projection(config.seed, path, config.u, config.rank) for path in kept}
-    return _put_on(model, maps, config, kept, tie_groups(kept, config), factors, projections, excluded)
+    P = {path: projections(config.seed, path, config.u, config.rank) for path in kept}
+    return _put_on(model, maps, config, kept, tie_groups(kept, config), factors, P, excluded)
 
 
 def attach_explicit(model: nn.Module, explicit: ExplicitFactors) -> AttachedAdapter:

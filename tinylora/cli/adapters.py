@@ -37,10 +37,10 @@ def _load(adapter: "Adapter", model: str, dtype: str = "auto") -> "BaseModel":
 
 
 def _put_on(adapter: "Adapter", base: "BaseModel", other_base: bool = False) -> "AttachedAdapter":
-    from tinylora.adapters import put_on
+    from tinylora.adapters import put_tinylora_on
     from tinylora.models.bases import remember
 
-    return put_on(base.model, adapter, files=base.files, other_base=other_base, identity=remember(base))
+    return put_tinylora_on(base.model, adapter, files=base.files, other_base=other_base, identity=remember(base))
 
 
 def _complete(adapter: "Adapter", model: str) -> "Adapter":

@@ -5,11 +5,14 @@ The controls are read together, so their p values are adjusted (Benjamini-Hochbe
 Per-item answers are in evidence_items.jsonl, from which every number here can be computed again.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from tinylora.adapters import Adapter
 from tinylora.errors import UserError
@@ -25,6 +28,7 @@ from tinylora.evaluation.account import (
 from tinylora.evaluation.compare import settings_for_eval
 from tinylora.evaluation.conditions import Condition, Conditions, Store
 from tinylora.evaluation.evaluate import ItemResult, evaluate, mean, protocol_of
+from tinylora.evaluation.final import MOST_NUMBERS
 from tinylora.evaluation.plain import paired_json, share_json
 from tinylora.evaluation.power import adjusted_p_values, smallest_effect
 from tinylora.evaluation.scores import repetition
@@ -87,12 +91,12 @@ def gather_evidence(
     metrics = read_jsonl(folder / "metrics.jsonl")
     allowed = completions_sampled(metrics, config.grpo.group_size)
     plan = {
-        "v": v.flatten().tolist(),
+        "v": _identity(v),
         "items": [item.id for item in items],
         "config": {name: asdict(getattr(config, name)) for name in ("model", "task", "prompt", "generation", "eval")},
         "seed": config.train.seed,
         "completions": allowed,
-        "controls": {label: control.v.flatten().tolist() for label, control in controls.items()},
+        "controls": {label: _identity(control.v) for label, control in controls.items()},
     }
     run = Conditions(bench, v, items, Store(folder, plan, say), say)
     conditions = [run.untrained(), run.tuned(), run.zero(), *run.randoms(options.random_vectors)]
@@ -133,6 +137,13 @@ def gather_evidence(
     evidence["curve"] = gain_curve(metrics, len(task.items("train")))
     write_atomically(folder / FILE, (json.dumps(evidence, indent=2, ensure_ascii=False) + "\n").encode())
     return evidence
+
+
+def _identity(v: Tensor) -> Any:
+    """The numbers, or of very many their hash: what tells one plan from another."""
+    if v.numel() <= MOST_NUMBERS:
+        return v.flatten().tolist()
+    return hashlib.sha256(v.contiguous().numpy().tobytes()).hexdigest()
 
 
 def assemble(

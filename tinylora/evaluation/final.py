@@ -25,6 +25,8 @@ from tinylora.training.run_folder import write_atomically
 from tinylora.workbench import Say, Workbench
 
 BUDGET_FACTOR = 4
+MOST_NUMBERS = 4096
+"""Trained numbers that are written out in result.json; of more, only the norm."""
 PRIMARY = "greedy decoding, strict score, exact McNemar on the same held-out items"
 
 
@@ -115,7 +117,7 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
         "seconds_trained": seconds_trained,
         "decoding": PRIMARY,
         "protocol": protocol_of(config, task, items),
-        "v": v.flatten().tolist(),
+        "v": v.flatten().tolist() if v.numel() <= MOST_NUMBERS else None,
         "v_norm": float(v.norm()),
         "primary": paired_json(base, tuned, "strict"),
         "value_only": paired_json(base, tuned, "value_only"),

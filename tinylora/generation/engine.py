@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 from transformers import PreTrainedModel
 
-from tinylora.adapter.attach import AttachedAdapter
+from tinylora.adapter.protocol import Trained
 from tinylora.generation.native_backend import KV_BUDGET_BYTES, NativeEngine
 from tinylora.generation.transformers_backend import TransformersEngine
 from tinylora.generation.types import Completion, Request
@@ -21,7 +21,10 @@ class Engine(Protocol):
     model: PreTrainedModel
     context_length: int
     max_batch_rows: int
-    adapter: AttachedAdapter | None
+
+    @property
+    def adapter(self) -> Trained | None:
+        """Whose vectors requests may bring."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample).
@@ -37,7 +40,7 @@ def make_engine(
     backend: Backend = "native",
     context_length: int,
     pad_token_id: int = 0,
-    adapter: AttachedAdapter | None = None,
+    adapter: Trained | None = None,
     max_batch_rows: int = 128,
     kv_budget_bytes: int = KV_BUDGET_BYTES,
     cuda_graphs: bool = True,

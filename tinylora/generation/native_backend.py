@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tinylora.adapter.attach import AttachedAdapter
+from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
 from tinylora.generation.graphs import DecodeGraphs, Recorder, record_cuda
 from tinylora.generation.kernels.build import NoKernels
@@ -44,7 +44,7 @@ class NativeEngine:
         *,
         context_length: int,
         pad_token_id: int = 0,
-        adapter: AttachedAdapter | None = None,
+        adapter: Trained | None = None,
         max_batch_rows: int = 128,
         kv_budget_bytes: int = KV_BUDGET_BYTES,
         prefill_tokens: int = PREFILL_TOKENS,
@@ -110,6 +110,14 @@ class NativeEngine:
             self.note = "; ".join(filter(None, [self.note, text]))
             return False
         return True
+
+    def read_factors(self) -> None:
+        """Take the adapter's factors A and B as its modules have them now; by itself an engine reads them once.
+
+        Not while CUDA graphs are on: their recordings point at the factors that they were made with.
+        """
+        assert self._graphs is None
+        self._runner.read_factors()
 
     def generate(self, requests: Seq[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample).

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tinylora.adapter.attach import AttachedAdapter
+from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
 from tinylora.generation.types import Request, SamplingParams, is_integer
 
 
 def check_requests(
-    requests: Sequence[Request], *, vocabulary_size: int, context_length: int, adapter: AttachedAdapter | None
+    requests: Sequence[Request], *, vocabulary_size: int, context_length: int, adapter: Trained | None
 ) -> None:
     """Refuse what an engine cannot run.
 
@@ -23,9 +23,7 @@ def check_requests(
         _check(f"request {index}", request, vocabulary_size, context_length, adapter)
 
 
-def _check(
-    name: str, request: Request, vocabulary_size: int, context_length: int, adapter: AttachedAdapter | None
-) -> None:
+def _check(name: str, request: Request, vocabulary_size: int, context_length: int, adapter: Trained | None) -> None:
     for what, ids in (("prompt_ids", request.prompt_ids), ("forced_ids", request.forced_ids)):
         if not isinstance(ids, tuple):
             raise UserError(f"{name} has {what} of type {type(ids).__name__}; give a tuple of token ids")
@@ -55,10 +53,10 @@ def _check(
         _check_vector(name, request.v, adapter)
 
 
-def _check_vector(name: str, v: Tensor, adapter: AttachedAdapter | None) -> None:
+def _check_vector(name: str, v: Tensor, adapter: Trained | None) -> None:
     if adapter is None:
         raise UserError(f"{name} brings an adapter vector but the engine has no adapter attached")
-    expected = (adapter.num_groups, adapter.config.u)
+    expected = adapter.shape
     if not isinstance(v, Tensor):
         raise UserError(f"{name} has a vector of type {type(v).__name__}; give a tensor of shape {expected}")
     if tuple(v.shape) != expected:

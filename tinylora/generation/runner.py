@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinylora.adapter.attach import AttachedAdapter
 from tinylora.adapter.layer import AdaptedLinear
+from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
 from tinylora.generation.kernels.native import (
     MAX_FEW_ROWS,
@@ -81,7 +81,12 @@ class Product:
             parts = zip(weights, biases, strict=True)
             bias = torch.cat([(w.new_zeros(w.shape[0]) if b is None else b).detach() for w, b in parts])
         self.compute = self._choose(weights, biases, bias, prepack, native)
-        self.factors = _factors(modules, bases, first)
+        self._modules, self._bases, self._first = modules, bases, first
+        self.read_factors()
+
+    def read_factors(self) -> None:
+        """Take the adapter's factors as its modules have them now."""
+        self.factors = _factors(self._modules, self._bases, self._first)
 
     def _choose(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bias: Tensor | None, prepack: bool,
@@ -179,7 +184,7 @@ class Runner:
         self,
         architecture: Architecture,
         kernels: Kernels,
-        adapter: AttachedAdapter | None,
+        adapter: Trained | None,
         context_length: int,
         *,
         prepack: bool,
@@ -250,6 +255,12 @@ class Runner:
         device = self._P.device
         self._group = torch.tensor([0 if s is None else s.tie_group for s in slots], device=device)
         self._rank = rank
+
+    def read_factors(self) -> None:
+        """Take the factors of all adapted modules as they are now; the weights stay as they were packed."""
+        for layer in self.layers:
+            for product in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                product.read_factors()
 
     def matrices(self, vectors: Sequence[Tensor | None]) -> Tensor | None:
         """R of every module under each vector, (vectors, modules, rank, rank) float32; None if all vectors are 0."""

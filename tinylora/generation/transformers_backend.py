@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tinylora.adapter.attach import AttachedAdapter
+from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
 from tinylora.generation.prefill import can_select, prefill, with_cache
 from tinylora.generation.requests import check_requests
@@ -35,7 +35,7 @@ class TransformersEngine:
         *,
         context_length: int,
         pad_token_id: int = 0,
-        adapter: AttachedAdapter | None = None,
+        adapter: Trained | None = None,
         max_batch_rows: int = 128,
     ) -> None:
         if max_batch_rows < 1:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from tinylora.adapter.config import AdapterConfig
 from tinylora.errors import UserError
+from tinylora.methods.config import MethodConfig
 
 
 def _require(ok: bool, key: str, allowed: str, value: object) -> None:
@@ -259,6 +260,7 @@ class RunConfig:
     """One run, resolved: what `config.toml` in the run folder holds."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tinylora.adapter.attach import AttachedAdapter
+from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
 from tinylora.generation.prefill import can_select, prefill, with_cache
 from tinylora.models.architecture import Unsupported, describe
@@ -92,7 +93,7 @@ class Learner:
     def __init__(
         self,
         model: PreTrainedModel,
-        adapter: AttachedAdapter,
+        adapter: Trained,
         *,
         temperature: float = 1.0,
         pad_token_id: int = 0,
@@ -109,7 +110,7 @@ class Learner:
         self.temperature = temperature
         self.pad_token_id = pad_token_id
         self._packed: PackedForward | None = None
-        if shared_prompts and packed:
+        if shared_prompts and packed and isinstance(adapter, AttachedAdapter):
             with suppress(Unsupported):
                 self._packed = PackedForward(describe(model), checkpointing=checkpointing)
         # A layer computed again in the backward pass must not write to a cache: then each row is one full forward.
@@ -141,7 +142,7 @@ class Learner:
         one_vector = v is None or v.dim() == 2
         with self.adapter.using(v):
             if self._packed is not None and one_vector:
-                return self._unpadded(rows, None if v is None else self.adapter.vector.value), mask
+                return self._unpadded(rows, v if v is None else v.to(self.adapter.zeros())), mask
             score = self._shared if self.shared_prompts and one_vector else self._full
             with self._recomputing(v):
                 return score(rows, targets, mask).masked_fill(~mask, 0.0), mask

@@ -14,6 +14,9 @@ from tinylora.adapters import open_adapter
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import evaluate, mean
 from tinylora.evaluation.final import final_evaluation, prompt_candidates
+from tinylora.methods.attached import MethodAdapter
+from tinylora.methods.build import THROUGH_PEFT
+from tinylora.methods.peft_files import write_peft_adapter
 from tinylora.models.bases import remember
 from tinylora.models.load import encode_prompt
 from tinylora.peak_memory import peak_memory
@@ -37,6 +40,9 @@ from tinylora.training.run_folder import (
 )
 from tinylora.training.watch import Watch
 from tinylora.workbench import Say, Workbench, open_workbench, say_to_stderr
+
+MOST_LOGGED = 4096
+"""Numbers of v that a step writes into metrics.jsonl; of more, only the norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +203,8 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             record |= grpo_step(learner, rollouts.groups, v, state.optimizer, config, state.step)
             state.step += 1
             record["v_norm"] = float(v.detach().norm())
-            record["v"] = v.detach().flatten().tolist()
+            if v.numel() <= MOST_LOGGED:
+                record["v"] = v.detach().flatten().tolist()
             step_seconds = time.perf_counter() - started
             if _is_validation_step(state.step, config):
                 record |= _validate(bench, state, say)
@@ -228,24 +235,28 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             )
     chosen = v.detach() if config.train.keep == "last" or state.best_v is None else state.best_v
     chosen_step = state.step if config.train.keep == "last" or state.best_v is None else state.best_step
-    facts = {"fingerprint": remember(bench.base).fingerprint.hex()}
+    with adapter.using(None):  # of the base alone, without a method's layers
+        facts = {"fingerprint": remember(bench.base).fingerprint.hex()}
     try:
         facts["basis_check"] = adapter.check().hex()
     except UserError as error:  # the numbers are worth more than their short form
         say(str(error))
+    kept = chosen.detach().cpu().clone()
     save_vector(folder.path / LAST, v, config, {"step": state.step, **facts})
     save_vector(folder.path / BEST, chosen, config, {"step": chosen_step, "kept": config.train.keep, **facts})
     say(f"saved {folder.path / BEST} ({config.train.keep} v, step {chosen_step}); next: tinylora chat {folder.path}")
-    if "basis_check" in facts:
+    if isinstance(adapter, MethodAdapter) and config.method.name in THROUGH_PEFT:
+        write_peft_adapter(folder.path / "peft", adapter, kept, base_name=config.model.name)
+        say(f"and as PEFT's own adapter: {folder.path / 'peft'}")
+    if "basis_check" in facts and config.method.name == "tinylora":
         data = open_adapter(folder.path / BEST).to_portable().to_bytes()
         write_atomically(folder.path / PORTABLE, data)
         as_text = f"; as text: tinylora encode {folder.path}" if fits_a_code(data) else ""
         say(f"and as {len(data)} bytes: {folder.path / PORTABLE}{as_text}")
-    vector = chosen.detach().cpu().clone()
     result = None
     if config.eval.num_test:
-        result = final_evaluation(folder.path, bench, vector, say, state.seconds)
-    return TrainResult(folder.path, vector, state.step, state.seconds, result)
+        result = final_evaluation(folder.path, bench, kept, say, state.seconds)
+    return TrainResult(folder.path, kept, state.step, state.seconds, result)
 
 
 def _announce(bench: Workbench, folder: RunFolder, say: Say) -> None:
@@ -255,11 +266,14 @@ def _announce(bench: Workbench, folder: RunFolder, say: Say) -> None:
         if config.adapter.num_groups
         else (f"{config.adapter.tying}, n_tie {config.adapter.n_tie}")
     )
-    say(
-        f"training {adapter.num_trained} numbers ({4 * adapter.num_trained} bytes in float32): u = {config.adapter.u}, "
-        f"{adapter.num_groups} tie groups ({tied}) over {len(adapter.paths)} modules of {bench.base.name}; "
-        "base frozen"
-    )
+    numbers = f"training {adapter.num_trained:,} numbers ({4 * adapter.num_trained:,} bytes in float32)"
+    where = f"over {len(adapter.paths)} modules of {bench.base.name}"
+    if config.method.name == "tinylora":
+        say(f"{numbers}: u = {config.adapter.u}, {adapter.shape[0]} tie groups ({tied}) {where}; base frozen")
+    elif config.method.name == "full":
+        say(f"{numbers}: all weights of {bench.base.name}")
+    else:
+        say(f"{numbers}: {config.method.describe()} {where}; base frozen")
     if config.train.control != "none":
         say(f"this is a control: its reward is {config.train.control}, not what the task asks for")
     if bench.task is not None and hasattr(bench.task, "describe"):

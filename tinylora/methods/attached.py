@@ -1,0 +1,231 @@
+"""A method's trainable numbers as one vector v of shape (1, n), which is all that loop, engine and controls know of.
+
+v is the distance from where the method starts: its parameters are start + v, so v = 0 computes what the base computes,
+the norm of v says how far training went, and every control made for TinyLoRA's v (random vectors of the same norm)
+means the same here. Adam on the distance takes the steps that Adam on the parameters takes.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinylora.errors import UserError
+from tinylora.methods.config import MethodConfig
+from tinylora.methods.swap import Slot, slots_of, swapped
+
+Merge = Callable[[nn.Module], Mapping[str, Tensor]]
+"""A method's layer, computing with its present parameters -> merged tensors of the plain map, by parameter name."""
+Factors = Callable[[nn.Module], tuple[Tensor, Tensor]]
+"""The same layer -> A (r, in) and B (out, r) float32, where it adds B A x to the plain map."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Wrapped:
+    """A module of the base and what the method put in its place."""
+
+    path: str
+    plain: nn.Module
+    layer: nn.Module
+
+
+class MethodAdapter:
+    """A method on a model: see the module. The model computes with v inside of `using` or `merged`, nowhere else."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: MethodConfig,
+        names: list[str],
+        wrapped: list[Wrapped],
+        paths: list[str],
+        *,
+        merge: Merge | None = None,
+        factors: Factors | None = None,
+    ) -> None:
+        """names: the parameters to train, which are frozen here. Without wrapped modules they are the base's own.
+
+        factors and merge: how an engine can run it without the method's layers; neither for adapter layers.
+        """
+        self.model = model
+        self.method = config
+        self.wrapped = wrapped
+        self.paths = paths
+        self.excluded: dict[str, str] = {}
+        self._merge, self._factors = merge, factors
+        self.peft_model: Any = None
+        """PEFT's wrapper around the model, where its layers are PEFT's."""
+        self._slots: list[Slot] = slots_of(model, names)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        if wrapped:  # small, and trained: kept in float32 whatever the base is in
+            for slot in self._slots:
+                slot.parameter.data = slot.parameter.data.float()
+        self._sizes = [slot.parameter.numel() for slot in self._slots]
+        self._value = self.zeros()
+        self._merged: tuple[Tensor | None, list[Slot], list[Tensor]] | None = None
+
+    @property
+    def can_merge(self) -> bool:
+        """Whether the plain model with other weights computes the same.
+
+        Merged weights are rounded to the base's dtype. In a narrow one that loses most of a small update, so there it
+        holds only for full fine-tuning, whose weights are rounded in any case.
+        """
+        return not self.wrapped or (self._merge is not None and self.wrapped[0].plain.weight.dtype == torch.float32)
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether the update is B A x beside the frozen maps."""
+        return self._factors is not None
+
+    def factors(self, v: Tensor) -> list[tuple[Wrapped, Tensor, Tensor]]:
+        """A (r, in) and B (out, r) of every module under v, float32."""
+        assert self._factors is not None
+        with torch.no_grad(), swapped(self._slots, self._parameters(self._checked(v))):
+            return [(one, *self._factors(one.layer)) for one in self.wrapped]
+
+    @property
+    def num_trained(self) -> int:
+        """Count of trained numbers."""
+        return sum(self._sizes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of v."""
+        return 1, self.num_trained
+
+    def zeros(self) -> Tensor:
+        """A fresh v = 0 (1, n), float32, where the parameters are."""
+        return torch.zeros(1, self.num_trained, device=self._slots[0].parameter.device)
+
+    def read(self) -> Tensor:
+        """A detached copy of what was written last."""
+        return self._value.clone()
+
+    def write(self, v: Tensor | None) -> None:
+        """Keep v for `read`. Raises: UserError if the shape is wrong or a number is not finite."""
+        self._value = self.zeros() if v is None else self._checked(v).detach().clone()
+
+    def _checked(self, v: Tensor) -> Tensor:
+        if tuple(v.shape) != self.shape:
+            raise UserError(f"numbers of shape {tuple(v.shape)} do not fit {self.method.describe()}: {self.shape}")
+        if not torch.isfinite(v.detach()).all():
+            raise UserError("the numbers hold one that is not finite; nothing was changed")
+        return v.to(device=self._slots[0].parameter.device, dtype=torch.float32)
+
+    def _parameters(self, v: Tensor) -> list[Tensor]:
+        """start + v in the shapes and dtypes of the parameters, differentiable in v."""
+        pieces = v.flatten().split(self._sizes)
+        found = []
+        for slot, piece in zip(self._slots, pieces, strict=True):
+            start = slot.parameter.detach()
+            found.append((start.float() + piece.view(start.shape)).to(start.dtype))
+        return found
+
+    def tensors(self, v: Tensor | None = None) -> dict[str, Tensor]:
+        """The parameters themselves, start + v, by name."""
+        with torch.no_grad():
+            found = self._parameters(self._value if v is None else self._checked(v))
+        return {slot.name: tensor for slot, tensor in zip(self._slots, found, strict=True)}
+
+    @contextmanager
+    def using(self, v: Tensor | None) -> Iterator[None]:
+        """Run a block under v (1, n), differentiable in it; None runs the bare base, without the method's layers."""
+        if v is None:
+            with self._bare():
+                yield
+            return
+        with swapped(self._slots, self._parameters(self._checked(v))):
+            yield
+
+    def for_inference(self) -> AbstractContextManager[object]:
+        """Around forward passes under one v without gradient: what hangs on the parameters alone is computed once."""
+        if self.method.name != "dora" or self.peft_model is None:
+            return nullcontext()
+        from peft.helpers import DoraCaching
+
+        for module in self.model.modules():
+            clear = getattr(module, "_cache_clear", None)
+            if clear is not None:
+                clear()  # what was computed under another v
+        return DoraCaching()
+
+    @contextmanager
+    def merged(self, v: Tensor | None) -> Iterator[nn.Module]:
+        """The plain model with the update of v in its weights, which are new tensors: the frozen ones stay as they are.
+
+        Raises: UserError where `can_merge` is False.
+        """
+        if not self.can_merge:
+            raise UserError(f"{self.method.describe()} cannot be merged into the weights")
+        slots, tensors = self._merged_tensors(v)
+        with self._bare(), swapped(slots, tensors):
+            yield self.model
+
+    def _merged_tensors(self, v: Tensor | None) -> tuple[list[Slot], list[Tensor]]:
+        if v is None:
+            self._merged = None
+            return [], []
+        v = self._checked(v).detach()
+        if self._merged is not None and self._merged[0] is not None and torch.equal(self._merged[0], v):
+            return self._merged[1], self._merged[2]
+        self._merged = None  # frees the old ones before the new ones are made
+        slots: list[Slot] = []
+        tensors: list[Tensor] = []
+        with torch.no_grad():
+            if not self.wrapped:
+                slots, tensors = self._slots, self._parameters(v)
+            else:
+                assert self._merge is not None
+                with swapped(self._slots, self._parameters(v)):
+                    for one in self.wrapped:
+                        for name, tensor in self._merge(one.layer).items():
+                            parameter = one.plain._parameters[name]
+                            assert parameter is not None
+                            slots.append(Slot(f"{one.path}.{name}", parameter, ((one.plain, name),)))
+                            tensors.append(nn.Parameter(tensor, requires_grad=False))
+        self._merged = (v.clone(), slots, tensors)
+        return slots, tensors
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The model without the method's layers."""
+        with ExitStack() as stack:
+            for one in self.wrapped:
+                set_module(self.model, one.path, one.plain)
+                stack.callback(set_module, self.model, one.path, one.layer)
+            yield
+
+    def detach(self) -> nn.Module:
+        """Take the method off; the model is what it was, module for module."""
+        for one in self.wrapped:
+            set_module(self.model, one.path, one.plain)
+        self.wrapped, self._merged = [], None
+        return self.model
+
+    def check(self) -> bytes:
+        """Four bytes of the names, shapes and starting values: another library version may draw others.
+
+        Full fine-tuning starts from the base itself, whose fingerprint is checked as it is.
+        """
+        digest = hashlib.sha256(f"{self.method.name} {self.method.rank} {self.method.alpha:g}\n".encode())
+        for slot in self._slots:
+            digest.update(f"{slot.name} {tuple(slot.parameter.shape)}\n".encode())
+            if self.wrapped:
+                digest.update(slot.parameter.detach().cpu().numpy().tobytes())
+        return digest.digest()[:4]
+
+    def agrees_with(self, check: bytes) -> bool:
+        """Whether the method started here from the same values."""
+        return check == self.check()
+
+
+def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at `path`."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

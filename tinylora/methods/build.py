@@ -1,0 +1,163 @@
+"""Put a method on a model: which layers it needs, which of their parameters are trained, how they merge.
+
+PEFT makes the layers of lora, dora, vera and ia3 (`pip install 'tinylora[peft]'`). lora-xs (Bałazy et al. 2024,
+arXiv:2405.17604: W + U_r S_r R V_r^T with R trained, r x r) is TinyLoRA's own layer with the r^2 matrices of one 1 each
+as P and nothing shared, so it has that layer's engine and learner; R starts at zero instead of near it.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tinylora.adapter.attach import AttachedAdapter, attach, linear_maps, output_head_path
+from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.grouping import select_targets
+from tinylora.adapter.projection import Float64Array
+from tinylora.errors import UserError
+from tinylora.methods.attached import MethodAdapter, Wrapped
+from tinylora.methods.bottleneck import OUTPUTS, BottleneckAdapter
+from tinylora.methods.config import THROUGH_PEFT, MethodConfig
+
+
+def put_method_on(
+    model: nn.Module,
+    method: MethodConfig,
+    adapter: AdapterConfig,
+    *,
+    cache_dir: Path | None = None,
+    source: Sequence[Path] | None = None,
+) -> AttachedAdapter | MethodAdapter:
+    """Freeze the model and put the method on it, at its untrained start.
+
+    Raises: UserError for targets that match nothing, a rank too large, or a library that is not there.
+    """
+    if method.name == "tinylora":
+        return attach(model, adapter, cache_dir=cache_dir, source=source)
+    if method.name == "lora-xs":
+        config = lora_xs_config(method, adapter)
+        return attach(model, config, cache_dir=cache_dir, source=source, projections=elementary)
+    if method.name == "full":
+        names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
+        if not names:
+            raise UserError("full fine-tuning needs weights in floating point, and this model has none")
+        return MethodAdapter(model, method, names, [], list(linear_maps(model)))
+    maps = linear_maps(model)
+    paths = select_targets(list(maps), adapter.targets, output_head_path(model))
+    if method.name == "adapter":
+        return _bottlenecks(model, method, adapter.seed, maps, paths)
+    return _through_peft(model, method, adapter.seed, maps, paths)
+
+
+def lora_xs_config(method: MethodConfig, adapter: AdapterConfig) -> AdapterConfig:
+    """The adapter that lora-xs is: rank^2 numbers a module, nothing shared, the top singular directions."""
+    rank = method.rank
+    return AdapterConfig(
+        rank=rank, u=rank * rank, tying="none", targets=adapter.targets, basis=adapter.basis, seed=adapter.seed
+    )
+
+
+def elementary(seed: int, path: str, u: int, rank: int) -> Float64Array:
+    """P (u, r, r) of lora-xs: P_i has one 1, so that R is v written in rows."""
+    assert u == rank * rank
+    return np.eye(u).reshape(u, rank, rank)
+
+
+def _bottlenecks(
+    model: nn.Module, method: MethodConfig, seed: int, maps: Mapping[str, nn.Module], paths: Sequence[str]
+) -> MethodAdapter:
+    chosen = [path for path in paths if path.rpartition(".")[2] in OUTPUTS]
+    if not chosen:
+        raise UserError(
+            f"adapter layers go behind {', '.join(OUTPUTS)}, and adapter.targets names none of them in this model; "
+            "leave adapter.targets at all-linear, or take method lora"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    wrapped = []
+    for path in chosen:
+        layer = BottleneckAdapter(maps[path], _out_features(maps[path]), method.rank, generator)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, layer)
+        wrapped.append(Wrapped(path, maps[path], layer))
+    names = [
+        f"{path}.{name}" for path in chosen for name in ("down_weight", "down_bias", "up_weight", "up_bias")
+    ]  # fmt: skip
+    return MethodAdapter(model, method, names, wrapped, chosen)
+
+
+def _out_features(module: nn.Module) -> int:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return int(getattr(module, "out_features", 0)) or int(weight.shape[1 if isinstance(module, Conv1D) else 0])
+
+
+def _through_peft(
+    model: nn.Module, method: MethodConfig, seed: int, maps: Mapping[str, nn.Module], paths: Sequence[str]
+) -> MethodAdapter:
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError(
+            f"method {method.name} is PEFT's, and PEFT is not installed ({error}); run pip install 'tinylora[peft]'"
+        ) from error
+    targets = list(paths)
+    common: dict[str, Any] = {"target_modules": targets, "task_type": None}
+    if method.name in ("lora", "dora"):
+        config: Any = peft.LoraConfig(
+            r=method.rank, lora_alpha=method.alpha, lora_dropout=0.0, use_dora=method.name == "dora", **common
+        )
+    elif method.name == "vera":
+        config = peft.VeraConfig(r=method.rank, projection_prng_key=seed, vera_dropout=0.0, **common)
+    else:
+        ends = [path for path in targets if path.rpartition(".")[2] in ("down_proj", "fc2", "c_proj", "dense_4h_to_h")]
+        config = peft.IA3Config(feedforward_modules=ends, **common)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        peft_model = peft.get_peft_model(model, config)  # changes the model in place, and is a wrapper around it
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    wrapped = [Wrapped(path, maps[path], model.get_submodule(path)) for path in targets]
+    for one in wrapped:
+        one.layer.eval()
+    factors = {"lora": lora_factors, "vera": vera_factors}.get(method.name)
+    adapter = MethodAdapter(
+        model, method, names, wrapped, targets, factors=factors, merge=None if factors else merge_peft
+    )
+    adapter.peft_model = peft_model
+    return adapter
+
+
+def lora_factors(layer: Any) -> tuple[Tensor, Tensor]:
+    """A and B of PEFT's LoRA layer, its scaling in B."""
+    (name,) = layer.active_adapters
+    return layer.lora_A[name].weight.detach(), layer.scaling[name] * layer.lora_B[name].weight.detach()
+
+
+def vera_factors(layer: Any) -> tuple[Tensor, Tensor]:
+    """A and B of PEFT's VeRA layer: its shared matrices, cut to the module's size, times the trained scales."""
+    (name,) = layer.active_adapters
+    d, b = layer.vera_lambda_d[name].detach(), layer.vera_lambda_b[name].detach()
+    A = layer.vera_A[name][:, : layer.in_features].to(d)
+    B = layer.vera_B[name][: layer.out_features].to(b)
+    return d.unsqueeze(1) * A, b.unsqueeze(1) * B
+
+
+def merge_peft(layer: Any) -> dict[str, Tensor]:
+    """PEFT's own merge, done on copies: the tensors of the plain map with the update in them, by name."""
+    base = layer.get_base_layer()
+    before = {name: parameter for name, parameter in base._parameters.items() if parameter is not None}
+    try:
+        for name, parameter in before.items():
+            base._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        layer.merge(adapter_names=list(layer.active_adapters))
+        return {name: base._parameters[name].detach() for name in before}
+    finally:
+        layer.merged_adapters.clear()
+        base._parameters.update(before)
+
+
+__all__ = ["THROUGH_PEFT", "elementary", "lora_xs_config", "merge_peft", "put_method_on"]

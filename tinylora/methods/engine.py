@@ -1,0 +1,174 @@
+"""Rollouts for methods whose numbers are not TinyLoRA's v, by the same engines.
+
+Three ways, the first that a method allows: its factors beside the frozen maps, as TinyLoRA's are (lora, vera); the
+plain model with merged weights (full; dora and ia3 in float32); the method's own layers through transformers. Vectors
+of one call are run one after the other, and the engine of the last one is kept.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tinylora.adapter.layer import AdaptedLinear, Vector
+from tinylora.adapter.protocol import Trained
+from tinylora.generation.engine import Engine
+from tinylora.generation.native_backend import NativeEngine
+from tinylora.generation.requests import check_requests
+from tinylora.generation.sequences import GenerationError
+from tinylora.generation.types import Completion, Request
+from tinylora.methods.attached import MethodAdapter, set_module
+
+Make = Callable[[Trained | None], Engine]
+"""An engine for the model as it is when called, for requests with vectors of the given adapter."""
+
+
+class _Inner:
+    """How one method's vectors are run: a block in which the model is ready, and the vector that requests bring."""
+
+    def __init__(self, adapter: MethodAdapter, make: Make) -> None:
+        self.adapter = adapter
+
+    def run(self, v: Tensor | None, requests: list[Request]) -> list[Completion]:
+        raise NotImplementedError
+
+
+class _OwnLayers(_Inner):
+    """An engine that reads the model's modules as they are: one for every vector."""
+
+    def __init__(self, adapter: MethodAdapter, make: Make) -> None:
+        super().__init__(adapter, make)
+        with adapter.using(None):
+            self.engine = make(None)
+
+    def run(self, v: Tensor | None, requests: list[Request]) -> list[Completion]:
+        with torch.no_grad(), self.adapter.using(v), self.adapter.for_inference():
+            return self.engine.generate(requests)
+
+
+class _Merged(_Inner):
+    """An engine that packs the weights: a new one for every vector."""
+
+    def __init__(self, adapter: MethodAdapter, make: Make) -> None:
+        super().__init__(adapter, make)
+        self._make = make
+        with adapter.using(None):
+            self.engine: Engine | None = make(None)
+        self._v: Tensor | None = None
+
+    def run(self, v: Tensor | None, requests: list[Request]) -> list[Completion]:
+        with self.adapter.merged(v):
+            if self.engine is None or not _equal(self._v, v):
+                self.engine = None  # frees its copy of the weights before there is another
+                self.engine, self._v = self._make(None), None if v is None else v.detach().clone()
+            return self.engine.generate(requests)
+
+
+class _Factors(_Inner):
+    """An engine with the method's A and B in the places of TinyLoRA's, and R = 1: only they change with the vector."""
+
+    def __init__(self, adapter: MethodAdapter, make: Make) -> None:
+        super().__init__(adapter, make)
+        self._v = adapter.zeros()
+        self._vector = Vector(torch.zeros(1, 1))
+        self._layers: dict[str, AdaptedLinear] = {}
+        for one, A, B in adapter.factors(self._v):
+            eye = torch.eye(len(A), device=A.device).unsqueeze(0)
+            layer = AdaptedLinear(one.plain, A.contiguous(), B.contiguous(), eye, tie_group=0, vector=self._vector)
+            self._layers[one.path] = layer
+        self._one = _One(adapter)
+        with self._mounted():
+            self.engine = make(cast(Trained, self._one))
+
+    @contextmanager
+    def _mounted(self) -> Iterator[None]:
+        try:
+            for path, layer in self._layers.items():
+                set_module(self.adapter.model, path, layer)
+            yield
+        finally:
+            for one in self.adapter.wrapped:
+                set_module(self.adapter.model, one.path, one.layer)
+
+    def run(self, v: Tensor | None, requests: list[Request]) -> list[Completion]:
+        with self._mounted():
+            if v is not None and not torch.equal(self._v, v):
+                for one, A, B in self.adapter.factors(v):
+                    layer = self._layers[one.path]
+                    layer.A, layer.B = A.contiguous(), B.contiguous()
+                cast(NativeEngine, self.engine).read_factors()
+                self._v = v.detach().clone()
+            one_vector = None if v is None else torch.ones(1, 1, device=v.device)
+            return self.engine.generate([replace(request, v=one_vector) for request in requests])
+
+
+class _One(nn.Module):
+    """The adapter of one number that the engine sees: 1 puts the factors on, 0 takes them off."""
+
+    shape = (1, 1)
+
+    def __init__(self, adapter: MethodAdapter) -> None:
+        super().__init__()
+        self._like = adapter.zeros()[:, :1]
+
+    def zeros(self) -> Tensor:
+        return torch.zeros_like(self._like)
+
+
+class MethodEngine:
+    """generate(requests) -> completions under the method's vectors."""
+
+    def __init__(self, adapter: MethodAdapter, model: PreTrainedModel, make: Make, *, native: bool) -> None:
+        """native: whether `make` gives the native engine for this model. Raises: UserError as `make` does."""
+        self.adapter: Trained = adapter
+        self.model = model
+        kind: type[_Inner] = _OwnLayers
+        if native and adapter.has_factors:
+            kind = _Factors
+        elif native and adapter.can_merge:
+            kind = _Merged
+        self._inner = kind(adapter, make)
+        first: Engine = self._inner.engine  # type: ignore[attr-defined]
+        self.name = first.name
+        self.context_length = first.context_length
+        self.max_batch_rows = first.max_batch_rows
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions of all requests, ordered by (request, sample). Raises: as every engine does."""
+        requests = list(requests)
+        check_requests(
+            requests,
+            vocabulary_size=int(self.model.get_input_embeddings().weight.shape[0]),
+            context_length=self.context_length,
+            adapter=self.adapter,
+        )
+        by_vector: list[tuple[Tensor | None, list[int]]] = []
+        for index, request in enumerate(requests):
+            known = next((found for v, found in by_vector if v is request.v or _equal(v, request.v)), None)
+            if known is None:
+                by_vector.append((request.v, [index]))
+            else:
+                known.append(index)
+        found: list[Completion] = []
+        failed = ""
+        for v, indices in by_vector:
+            part = [replace(requests[index], v=None) for index in indices]
+            try:
+                done = self._inner.run(v, part)
+            except GenerationError as error:
+                failed, done = failed or str(error), error.completions
+            found += [replace(one, request_index=indices[one.request_index]) for one in done]
+        found.sort(key=lambda one: (one.request_index, one.sample_index))
+        if failed:
+            raise GenerationError(failed, found)
+        return found
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a, b)
