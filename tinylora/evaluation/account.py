@@ -111,8 +111,9 @@ def training_account(
 
 
 def completions_sampled(metrics: Sequence[Mapping[str, Any]], group_size: int) -> int:
-    """Completions that training drew, discarded groups included."""
-    return group_size * sum(int(row.get("prompts_sampled") or 0) for row in metrics)
+    """Replies that training saw: completions drawn, discarded groups included, or reference solutions."""
+    return sum(int(row.get("completions_per_prompt", group_size)) * int(row.get("prompts_sampled") or 0)
+               for row in metrics)  # fmt: skip
 
 
 def evaluation_account(

@@ -37,12 +37,14 @@ class StepReport:
 
     step: int
     """Steps done, this one included: 1 after the first."""
-    reward: float
-    """Mean reward of the sampled completions."""
-    length_tokens: float
+    reward: float | None
+    """Mean reward of the sampled completions; None where nothing was sampled."""
+    length_tokens: float | None
     """Mean completion length, stop token included."""
-    tokens_per_second: float
+    tokens_per_second: float | None
     """Tokens sampled in this step divided by the seconds that sampling took."""
+    loss: float | None = None
+    """Mean negative log-probability a token, of a supervised step."""
     v_norm: float
     """Euclidean norm of v after the step."""
     grad_norm: float
@@ -58,12 +60,19 @@ def format_step(report: StepReport, total_steps: int, seconds_left: float) -> st
     | 39 min left
     """
     width = len(str(total_steps))
-    return " | ".join(
-        (
-            f"step {report.step:>{width}}/{total_steps}",
+    supervised = () if report.loss is None else (f"loss {_fixed(report.loss, 3)}",)
+    sampled: tuple[str, ...] = ()
+    if report.reward is not None and report.length_tokens is not None and report.tokens_per_second is not None:
+        sampled = (
             f"reward {_fixed(report.reward, 2)}",
             f"length {_fixed(report.length_tokens, 0)} tok",
             f"{_fixed(report.tokens_per_second, 0)} tok/s",
+        )
+    return " | ".join(
+        (
+            f"step {report.step:>{width}}/{total_steps}",
+            *supervised,
+            *sampled,
             f"|v| {_fixed(report.v_norm, 3) if report.v_norm >= 0.0095 else f'{report.v_norm:.1e}'}",
             f"grad norm {report.grad_norm:.1e}",
             f"{_fixed(report.step_seconds, 1)} s/step",

@@ -162,6 +162,17 @@ class GrpoConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SftConfig:
+    """Supervised learning on reference solutions (train.algorithm = sft)."""
+
+    target: str = "{answer}"
+    """The reply to learn; {question} is the user's turn, {answer} and {solution} are the item's."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.target.strip()), "sft.target", "text, such as '{question} {answer}'", self.target)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """Adam on v."""
 
@@ -188,6 +199,9 @@ class OptimConfig:
 class TrainConfig:
     """Length, seed and memory of a run."""
 
+    algorithm: Literal["grpo", "sft", "rft"] = "grpo"
+    """grpo; sft on reference solutions (sft.target); rft on the untrained model's own right replies. A step of each has
+    prompts_per_step x group_size replies; rft keeps those that are right."""
     steps: int = 100
     """Optimiser batches to run."""
     seed: int = 0
@@ -210,6 +224,8 @@ class TrainConfig:
     """Steps between liveness probes; one always runs at the start."""
 
     def __post_init__(self) -> None:
+        only = "none unless train.algorithm is grpo (it is a reward)"
+        _require(self.algorithm == "grpo" or self.control == "none", "train.control", only, self.control)
         _require_at_least(1, "train", self, "steps", "liveness_every")
         _require_at_least(0, "train", self, "num_threads", "micro_batch_tokens")
         finite = 0 < self.memory_budget_gib < math.inf
@@ -268,6 +284,7 @@ class RunConfig:
     """Weights of the task's scores in the reward."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -101,8 +101,8 @@ def shuffled(rewards: Sequence[float], seed: int, position: int) -> list[float]:
     return [rewards[int(i)] for i in order]
 
 
-def sample_step(bench: Workbench, order: DataOrder, v: Tensor) -> Rollouts:
-    """Sample one step's groups under v.
+def sample_step(bench: Workbench, order: DataOrder, v: Tensor | None) -> Rollouts:
+    """Sample one step's groups under v; None is the untrained model.
 
     Groups whose rewards are all equal carry no gradient; they are replaced by new prompts until refill_factor times
     prompts_per_step prompts were sampled. What is missing then is filled up with such groups, which count in the step's

@@ -38,6 +38,7 @@ from tinylora.training.run_folder import (
     resume_config,
     write_atomically,
 )
+from tinylora.training.supervised import check_references, reference_rows, right_rows, supervised_step
 from tinylora.training.watch import Watch
 from tinylora.workbench import Say, Workbench, open_workbench, say_to_stderr
 
@@ -120,7 +121,7 @@ def train(
     Raises: UserError for settings that cannot work, before anything is written; during the run, see `grpo_step`.
     """
     bench = open_workbench(config, task=task or True, say=say)
-    _check(bench)
+    _check(bench, say)
     folder = RunFolder.create(out, name, bench.config, collect_environment())
     with folder.lock():
         return _run(bench, folder, say)
@@ -144,7 +145,7 @@ def resume(
         return _run(bench, folder, say)
 
 
-def _check(bench: Workbench) -> None:
+def _check(bench: Workbench, say: Say) -> None:
     task, config = bench.task, bench.config
     assert task is not None
     candidates = list(prompt_candidates(config).values())[1:]
@@ -156,6 +157,8 @@ def _check(bench: Workbench) -> None:
                 messages = prompt(item)
                 if index < 64:
                     encode_prompt(bench.base, messages, config.prompt.chat)
+    if config.train.algorithm == "sft":
+        check_references(bench, say)
 
 
 def _fingerprint(task: Task) -> str:
@@ -176,7 +179,7 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     learner = Learner(
         bench.base.model,
         adapter,
-        temperature=config.generation.temperature,
+        temperature=config.generation.temperature if config.train.algorithm == "grpo" else 1.0,
         pad_token_id=bench.base.pad_token_id,
         checkpointing=config.train.gradient_checkpointing,
     )
@@ -198,9 +201,7 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
                 if state.step % config.train.liveness_every == 0:
                     record |= {f"liveness_{key}": value for key, value in asdict(probe).items()}
                 saved = None
-            rollouts = sample_step(bench, state.order, v.detach().clone())
-            record |= _rollout_metrics(rollouts, bench)
-            record |= grpo_step(learner, rollouts.groups, v, state.optimizer, config, state.step)
+            rollouts = _learn(bench, learner, state, record)
             state.step += 1
             record["v_norm"] = float(v.detach().norm())
             if v.numel() <= MOST_LOGGED:
@@ -211,12 +212,11 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             state.seconds += time.perf_counter() - started
             record |= {
                 "seconds": time.perf_counter() - started,
-                "rollout_seconds": rollouts.seconds,
-                "tokens_per_second": rollouts.tokens_sampled / rollouts.seconds,
                 "cpu_seconds": time.process_time() - cpu_started,
                 "peak_memory_bytes": peak_memory(bench.base.device),
             }
-            _log_samples(samples, rollouts, state.step, config)
+            if rollouts is not None:
+                _log_samples(samples, rollouts, state.step, config)
             metrics.log(state.step, record)
             for word in watch.step(record):
                 say(f"step {state.step}: {word}")
@@ -225,9 +225,10 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             progress.step(
                 StepReport(
                     step=state.step,
-                    reward=record["reward"],
-                    length_tokens=record["length"],
-                    tokens_per_second=record["tokens_per_second"],
+                    reward=record.get("reward"),
+                    length_tokens=record.get("length"),
+                    tokens_per_second=record.get("tokens_per_second"),
+                    loss=record.get("loss"),
                     v_norm=record["v_norm"],
                     grad_norm=record["grad_norm"],
                     step_seconds=step_seconds,
@@ -259,6 +260,30 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     return TrainResult(folder.path, kept, state.step, state.seconds, result)
 
 
+def _learn(bench: Workbench, learner: Learner, state: _State, record: dict[str, Any]) -> Rollouts | None:
+    """One step by the run's algorithm; its metrics go into `record`, what was sampled comes back."""
+    config = bench.config
+    if config.train.algorithm == "sft":
+        rows = reference_rows(bench, state.order)
+        record |= {"prompts_sampled": len(rows), "completions_per_prompt": 1, "tokens_sampled": 0}
+        record["prompt_tokens"] = sum(len(row.prompt_ids) for row in rows)
+        record |= supervised_step(learner, rows, state.v, state.optimizer, config, state.step).metrics()
+        return None
+    is_rft = config.train.algorithm == "rft"
+    rollouts = sample_step(bench, state.order, None if is_rft else state.v.detach().clone())
+    record |= _rollout_metrics(rollouts, bench)
+    record |= {
+        "rollout_seconds": rollouts.seconds,
+        "tokens_per_second": rollouts.tokens_sampled / rollouts.seconds,
+    }
+    if is_rft:
+        rows = right_rows(rollouts.sampled)
+        record |= supervised_step(learner, rows, state.v, state.optimizer, config, state.step).metrics()
+    else:
+        record |= grpo_step(learner, rollouts.groups, state.v, state.optimizer, config, state.step)
+    return rollouts
+
+
 def _announce(bench: Workbench, folder: RunFolder, say: Say) -> None:
     adapter, config = bench.adapter, bench.config
     tied = (
@@ -274,6 +299,10 @@ def _announce(bench: Workbench, folder: RunFolder, say: Say) -> None:
         say(f"{numbers}: all weights of {bench.base.name}")
     else:
         say(f"{numbers}: {config.method.describe()} {where}; base frozen")
+    algorithms = {"sft": "supervised learning on reference solutions (sft)",
+                  "rft": "supervised learning on the untrained model's own right replies (rft)"}  # fmt: skip
+    if config.train.algorithm in algorithms:
+        say(f"this is {algorithms[config.train.algorithm]}, not reinforcement learning")
     if config.train.control != "none":
         say(f"this is a control: its reward is {config.train.control}, not what the task asks for")
     if bench.task is not None and hasattr(bench.task, "describe"):

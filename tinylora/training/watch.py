@@ -16,7 +16,13 @@ class Watch:
         self._runs: dict[str, int] = {}
 
     def step(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Words about this step, most often none."""
+        """Words about this step, most often none. Of a supervised step, only whether there was a reply to learn."""
+        if "replies_trained" in metrics:
+            word = (
+                "not one sampled reply was right, so nothing is learned: try an easier task, a better prompt, a larger "
+                "generation.temperature or grpo.group_size"
+            )
+            return self._said({"replies": not metrics["replies_trained"]}, {"replies": word})
         silent = metrics["zero_variance_groups"] >= 1.0
         found = {
             "signal": silent,
@@ -39,6 +45,9 @@ class Watch:
             "gap": f"sampler and learner log-probs differ by {metrics.get('sampler_gap', 0.0):.3f} on average, more "
             "than half of what stops the run; model.dtype = float32 would bring them together",
         }
+        return self._said(found, words)
+
+    def _said(self, found: Mapping[str, bool], words: Mapping[str, str]) -> list[str]:
         said = []
         for name, is_so in found.items():
             self._runs[name] = self._runs.get(name, 0) + 1 if is_so else 0

@@ -1,0 +1,156 @@
+"""Supervised steps on the same numbers: sft on reference solutions, rft on the base model's own right answers.
+
+Both minimise the mean negative log-probability of the tokens of whole replies, stop token included, at temperature 1.
+rft (rejection sampling fine-tuning, Yuan et al. 2023, arXiv:2308.01825) samples from the untrained model, keeps the
+distinct replies that are right and finished, and learns from them; where the paper samples everything before training,
+each step here samples its own prompts, from the same untrained model.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinylora.errors import UserError
+from tinylora.models.load import encode_prompt
+from tinylora.tasks.base import Item, Task, shorten
+from tinylora.training.config import RunConfig
+from tinylora.training.grpo import learning_rate
+from tinylora.training.learner import Learner, Row, micro_batches
+from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS
+from tinylora.training.rollouts import DataOrder, Group
+from tinylora.workbench import Say, Workbench
+
+LOOKED_AT = 64
+"""Reference replies that are scored before a run."""
+
+
+def reference_reply(task: Task, item: Item, template: str) -> str:
+    """The reply that sft learns: `template` with {question} (the user's last turn), {answer} and {NAME} of what the
+    item brings beside them, such as {solution}.
+
+    Raises: UserError for a name that the item does not have.
+    """
+    question = task.prompt(item)[-1]["content"]
+    known = {**{key: value for key, value in item.metadata.items() if isinstance(value, str)}, "answer": item.answer}
+    text = template.replace("{question}", question)
+    for name, value in known.items():
+        text = text.replace("{" + name + "}", value)
+    for name in ("answer", "solution"):
+        if "{" + name + "}" in text and "{" + name + "}" in template and name not in known:
+            raise UserError(
+                f"sft.target asks for {{{name}}}, and the question {shorten(item.question, 80)} has none; it has "
+                f"{', '.join(sorted(known))}"
+            )
+    return text
+
+
+def check_references(bench: Workbench, say: Say) -> None:
+    """Score the first reference replies as if the model had given them.
+
+    Raises: UserError if none is right: the model would learn to be wrong. Says so where some are.
+    """
+    task, config = bench.task, bench.config
+    assert task is not None
+    items = task.items("train")[:LOOKED_AT]
+    replies = [reference_reply(task, item, config.sft.target) for item in items]
+    right = sum(task.score(item, reply).get("strict", 0.0) >= 1 for item, reply in zip(items, replies, strict=True))
+    if not right:
+        raise UserError(
+            f"none of the first {len(items)} reference replies is right by the task's own scorer, such as "
+            f"{shorten(replies[0], 120)} where {shorten(items[0].answer, 60)} is the answer; set sft.target to what a "
+            "right reply looks like"
+        )
+    if right < len(items):
+        say(f"only {right} of the first {len(items)} reference replies are right by the task's own scorer")
+    longest = max(len(tokens) for tokens in (_tokens(bench, reply) for reply in replies))
+    if longest > config.generation.max_new_tokens:
+        say(
+            f"a reference reply has {longest} tokens, and replies are cut off at generation.max_new_tokens = "
+            f"{config.generation.max_new_tokens}"
+        )
+
+
+def _tokens(bench: Workbench, reply: str) -> tuple[int, ...]:
+    ids = bench.base.tokenizer.encode(reply, add_special_tokens=False)
+    return (*ids, bench.base.stop_token_ids[0])
+
+
+def reference_rows(bench: Workbench, order: DataOrder) -> list[Row]:
+    """The next prompts_per_step x group_size items with their reference replies: as many replies as a GRPO step has."""
+    task, config = bench.task, bench.config
+    assert task is not None
+    count = config.grpo.prompts_per_step * config.grpo.group_size
+    return [
+        Row(
+            index,
+            encode_prompt(bench.base, task.prompt(item), config.prompt.chat),
+            _tokens(bench, reference_reply(task, item, config.sft.target)),
+        )
+        for index, (_, item) in enumerate(order.take(count))
+    ]
+
+
+def right_rows(groups: Sequence[Group]) -> list[Row]:
+    """The distinct right and finished replies of each prompt."""
+    rows = []
+    for index, group in enumerate(groups):
+        seen: set[tuple[int, ...]] = set()
+        for completion, result in zip(group.completions, group.results, strict=True):
+            if result.strict >= 1 and result.stopped and completion.token_ids not in seen:
+                seen.add(completion.token_ids)
+                rows.append(Row(index, group.prompt_ids, completion.token_ids))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedStep:
+    """What a step was made of."""
+
+    loss: float
+    """Mean over tokens; NaN without a reply."""
+    grad_norm: float
+    replies: int
+    tokens: int
+
+    def metrics(self) -> dict[str, float]:
+        """For metrics.jsonl."""
+        counts = {"tokens_trained": float(self.tokens), "tokens_computed": float(self.tokens)}
+        loss = {} if math.isnan(self.loss) else {"loss": self.loss}
+        return {**loss, "grad_norm": self.grad_norm, "replies_trained": float(self.replies), **counts}
+
+
+def supervised_step(
+    learner: Learner, rows: Sequence[Row], v: Tensor, optimizer: torch.optim.Optimizer, config: RunConfig, step: int
+) -> SupervisedStep:
+    """Update v in place once on the mean loss of all tokens; without a row nothing moves.
+
+    Raises: UserError if the loss or the gradient is not finite; v is then as it was.
+    """
+    total = sum(len(row.token_ids) for row in rows)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    optimizer.zero_grad(set_to_none=True)
+    loss_sum = 0.0
+    size = config.train.micro_batch_tokens or FALLBACK_MICRO_BATCH_TOKENS
+    for batch in micro_batches(rows, size, shared_prompts=learner.shared_prompts, padded=learner.padded):
+        logprobs, mask = learner.logprobs([rows[i] for i in batch], v)
+        loss = -logprobs[mask].sum() / total
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"step {step + 1}: the loss is {float(loss.detach())}; v is kept as it was. "
+                "Try a smaller optim.lr, or model.dtype = float32"
+            )
+        loss.backward()
+        loss_sum += float(loss.detach())
+    if v.grad is None:
+        return SupervisedStep(math.nan, 0.0, 0, 0)
+    norm = float(v.grad.norm())
+    if not math.isfinite(norm):
+        raise UserError(f"step {step + 1}: the gradient is not finite; v is kept as it was. Try model.dtype = float32")
+    if config.optim.max_grad_norm and norm > config.optim.max_grad_norm:
+        v.grad.mul_(config.optim.max_grad_norm / norm)
+    optimizer.step()
+    return SupervisedStep(loss_sum, norm, len(rows), total)
