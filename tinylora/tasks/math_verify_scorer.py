@@ -5,6 +5,7 @@ that it cannot read, or not in time, is wrong: that is a property of the reply. 
 because they depend on the machine's speed, so that they show.
 """
 
+import re
 import threading
 from functools import lru_cache
 from typing import Any
@@ -67,7 +68,8 @@ def _parse_gold(answer: str, timeout_seconds: int) -> tuple[Any, ...]:
     from math_verify import parse
     from math_verify.errors import TimeoutException
 
-    text = answer if "$" in answer or "\\boxed" in answer else f"${answer}$"
+    is_marked = re.search(r"(?<!\\)\$|\\boxed", answer) is not None  # an escaped dollar is money, not a delimiter
+    text = answer if is_marked else f"${answer}$"
     try:
         gold = tuple(parse(text, parsing_timeout=timeout_seconds, raise_on_error=True))
     except (Exception, TimeoutException) as error:
