@@ -75,7 +75,7 @@ $(BENCH_STAMP):
 	$(call set_up,.venv-bench,-e '.[peft]' trl)
 
 $(INTEROP_STAMP):
-	$(call set_up,.venv-interop,llama-cpp-python 'lm-eval[hf]' transformers peft accelerate)
+	$(call set_up,.venv-interop,llama-cpp-python 'lm-eval[hf,math]' transformers peft accelerate)
 
 clean:
 	rm -rf .venv .venv-bench .venv-interop .mypy_cache .pytest_cache .ruff_cache

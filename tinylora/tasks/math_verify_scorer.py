@@ -40,7 +40,8 @@ class MathVerifyScorer(TextScorer):
             raise UserError("scorer math-verify works in the main thread only (the library uses signals)")
         gold = _parse_gold(answer, self.timeout_seconds)
         boxed = self.parse(text)
-        strict, late_strict = (False, False) if boxed is None else self._equal(gold, rf"\boxed{{{boxed}}}")
+        bare = boxed.removesuffix(".") if boxed else ""  # the library does not read \boxed{42.}
+        strict, late_strict = self._equal(gold, rf"\boxed{{{bare}}}") if bare else (False, False)
         value, late_value = (True, False) if strict else self._equal(gold, text)
         return {
             "strict": float(strict),
