@@ -101,14 +101,13 @@ def test_scores_are_the_harnesss_verdicts(monkeypatch):
 
     languages, _ = stand_in(monkeypatch, process_results)
     scorer = make_scorer("ifeval", {})
-    random.seed(3)
-    state = random.getstate()
     expected = {"strict": 0.0, "value_only": 1.0, "instructions": 0.5, "instructions_loose": 1.0}
-    assert scorer.score_item(ITEM, "hello") == expected
-    random.seed(4)
-    assert scorer.score_item(ITEM, "hello") == expected
-    random.seed(3)
-    assert draws[0] == draws[1] and random.getstate() == state  # the rules' draws are fixed, and ours undisturbed
+    for seed in (3, 4):
+        random.seed(seed)
+        before = random.getstate()
+        assert scorer.score_item(ITEM, "hello") == expected
+        assert random.getstate() == before  # our own draws go on undisturbed
+    assert draws[0] == draws[1]  # and the rules' are the same every time
     assert languages.DetectorFactory.seed == 0
     assert seen[0] == ({"prompt": "Write.", **ITEM.metadata}, ["hello"])
     assert (scorer.parse(" "), scorer.parse(" a ")) == (None, "a")
