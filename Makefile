@@ -85,7 +85,7 @@ $(BENCH_STAMP):
 	$(call set_up,.venv-bench,-e '.[peft]' trl)
 
 $(INTEROP_STAMP):
-	$(call set_up,.venv-interop,llama-cpp-python 'lm-eval[hf]' transformers peft accelerate)
+	$(call set_up,.venv-interop,llama-cpp-python 'lm-eval[hf,math]' transformers peft accelerate)
 
 $(BROWSER_STAMP):
 	$(call set_up,.venv-browser,playwright)

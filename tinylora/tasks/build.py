@@ -8,6 +8,7 @@ from typing import Any
 from tinylora.errors import UserError
 from tinylora.tasks import jsonl, public, reasoning_gym, writing
 from tinylora.tasks.base import PromptSettings, TaskSettings
+from tinylora.tasks.ifeval import IfevalScorer
 from tinylora.tasks.math_verify_scorer import MathVerifyScorer
 from tinylora.tasks.prompt import Prompt
 from tinylora.tasks.public_sets import PUBLIC
@@ -35,6 +36,7 @@ SCORERS: dict[str, type[Scorer]] = {
     "slots": SlotsScorer,
     "writing": writing.WritingScorer,
     "math-verify": MathVerifyScorer,
+    "ifeval": IfevalScorer,
 }
 GYM_PREFIX = "reasoning_gym:"
 

@@ -2,6 +2,17 @@ r"""Answers in LaTeX: what stands in \boxed{...}, and an answer without its deco
 
 import re
 
+from tinylora.tasks.numeric import parse_number
+
+_SPACING = re.compile(r"\\[,!;: ]|\s+")
+_UNIT = re.compile(
+    r"(.*[0-9])(?:\\[,!;: ]|~|\s)*"
+    r"(?:\\(?:text|mathrm|mbox)\s*\{(?!\s*(?:dozen|hundred|thousand|[mbtr]+illion))[^{}]*\}(?:\^\{?[0-9]\}?)?"
+    r"|\^\{?\\circ\}?)",
+    re.DOTALL,
+)
+"""What stands before a unit: "18" of "18 \\text{ dollars}", "16" of "16 \\text{ cm}^3", "90" of "90^\\circ"."""
+
 
 def last_boxed(text: str) -> str | None:
     r"""Content of the last complete \boxed{...}, nested braces included, escaped ones (\{ \}) not counted; or None."""
@@ -18,10 +29,17 @@ def last_boxed(text: str) -> str | None:
 
 
 def plain_latex(text: str) -> str:
-    r"""An answer without what LaTeX adds to its looks: $, \$, \%, spacing, \left, \dfrac, \text{...}, a period."""
+    r"""An answer without what LaTeX adds to its looks: $, \$, \%, spacing, \left, \dfrac, \text{...}, a period, braces
+    around it; without the unit of a number.
+    """
     text = text.strip().removesuffix(".").strip().strip("$")
+    unit = _UNIT.fullmatch(text)
+    if unit and parse_number(number := _SPACING.sub("", unit[1]).replace("\\$", "")) is not None:
+        return number
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", text)
     text = re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text)
     text = text.replace("{,}", ",").replace(r"\$", "").replace(r"\%", "%").removesuffix("%")
-    return re.sub(r"\\[,!;: ]|\s+", "", text)
+    text = _SPACING.sub("", text)
+    braced = re.fullmatch(r"\{([^{}]*)\}", text)
+    return braced[1] if braced else text

@@ -5,6 +5,7 @@ that it cannot read, or not in time, is wrong: that is a property of the reply. 
 because they depend on the machine's speed, so that they show.
 """
 
+import re
 import threading
 from functools import lru_cache
 from typing import Any
@@ -39,7 +40,8 @@ class MathVerifyScorer(TextScorer):
             raise UserError("scorer math-verify works in the main thread only (the library uses signals)")
         gold = _parse_gold(answer, self.timeout_seconds)
         boxed = self.parse(text)
-        strict, late_strict = (False, False) if boxed is None else self._equal(gold, rf"\boxed{{{boxed}}}")
+        bare = boxed.removesuffix(".") if boxed else ""  # the library does not read \boxed{42.}
+        strict, late_strict = self._equal(gold, rf"\boxed{{{bare}}}") if bare else (False, False)
         value, late_value = (True, False) if strict else self._equal(gold, text)
         return {
             "strict": float(strict),
@@ -67,7 +69,8 @@ def _parse_gold(answer: str, timeout_seconds: int) -> tuple[Any, ...]:
     from math_verify import parse
     from math_verify.errors import TimeoutException
 
-    text = answer if "$" in answer or "\\boxed" in answer else f"${answer}$"
+    is_marked = re.search(r"(?<!\\)\$|\\boxed", answer) is not None  # an escaped dollar is money, not a delimiter
+    text = answer if is_marked else f"${answer}$"
     try:
         gold = tuple(parse(text, parsing_timeout=timeout_seconds, raise_on_error=True))
     except (Exception, TimeoutException) as error:

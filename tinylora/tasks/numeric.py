@@ -10,7 +10,7 @@ _NUMBER = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?:{_MAGNITUDE})(?:[eE][-+]?[0-9]
 
 
 def _plain(text: str) -> str:
-    return text.replace("\N{MINUS SIGN}", "-")  # what typeset answers use for a minus
+    return text.replace("\N{MINUS SIGN}", "-").replace("{,}", ",")  # a minus and 1{,}200 as they are typeset
 
 
 def _value(number: str) -> Decimal:
@@ -35,7 +35,7 @@ def final_number(text: str) -> str | None:
     """The number a text ends with (white space and one period may follow), as it is written there.
 
     None where that number is part of something else: the operand of a sum that was not worked out ("17 + 25"), the
-    tail of a fraction ("5/42"), of "12,34", or of a word ("x42").
+    tail of a fraction ("5/42"), of a time ("3:42"), of "12,34", or of a word ("x42").
     """
     text = _plain(text.rstrip().removesuffix("."))
     found = None
@@ -44,6 +44,8 @@ def final_number(text: str) -> str | None:
     if not found or found.end() != len(text):
         return None
     before = text[: found.start()]
+    if re.search(r"[0-9]:$", before):
+        return None
     if before.endswith((",", ".", "_")) or before[-1:].isalnum() or before.rstrip(" \t").endswith(tuple("+-*/×÷^")):
         return None
     return found.group()

@@ -11,7 +11,7 @@ from typing import Any
 
 from tinylora.tasks.base import Item, PromptSettings
 
-VERSION = 1
+VERSION = 2
 """Goes up when a scorer, a parser or the reading of a prompt changes so that the same reply gets another score."""
 DIGITS = 16
 

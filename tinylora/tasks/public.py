@@ -40,6 +40,8 @@ class PublicSet:
     hub_id: str = ""
     """Empty where the set is on no hub in a form that is read here; task.path is needed then."""
     hub_config: str = ""
+    hub_configs: tuple[str, ...] = ()
+    """For a set in several configurations: their rows one after another, instead of those of `hub_config`."""
     hub_train: str = "train"
     hub_test: str = "test"
     test_only: bool = False
@@ -53,6 +55,11 @@ class PublicSet:
     """Default budget of a reply; 0 leaves the recipe's."""
     same: Callable[[Item], str] = lambda item: item.id
     """Items of train and test with equal values are the same question."""
+    select: Callable[[Item, Options], bool] = lambda item, options: True
+    """Whether task.options take the item. Asked last: a train row is dropped for any test row, taken or not.
+
+    Raises: UserError for an item that does not have what the options ask about.
+    """
     check_options: Callable[[str, Options], None] = _no_options
     """Raises: UserError for options that the set does not take."""
     check_prompt: Callable[[str, Options], None] = lambda text, options: None
@@ -104,13 +111,14 @@ def load(public: PublicSet, path: str, options: Options, validation_share: float
 
     if public.test_only:
         test, repeats = distinct("test")
-        return SplitItems({"test": list(test.values())}, repeats, required=frozenset({"test"}), test_only=True)
+        chosen = [item for item in test.values() if public.select(item, options)]
+        return SplitItems({"test": chosen}, repeats, required=frozenset({"test"}), test_only=True)
     train, train_repeats = distinct("train")
     test, test_repeats = distinct("test")
     in_test = {public.same(item) for item in test.values()}
     kept = [item for item in train.values() if item.id not in test and public.same(item) not in in_test]
-    splits = split_by_hash(kept, validation_share, 0.0)
-    splits["test"] = list(test.values())
+    splits = split_by_hash([item for item in kept if public.select(item, options)], validation_share, 0.0)
+    splits["test"] = [item for item in test.values() if public.select(item, options)]
     return SplitItems(
         splits,
         duplicates=train_repeats + test_repeats,
@@ -143,11 +151,18 @@ def _hub_rows(public: PublicSet, split: str) -> Rows:
             f"run pip install 'tinylora[hub]', {next_step}"
         ) from error
     try:
-        rows = datasets.load_dataset(public.hub_id, public.hub_config or None, split=split)
+        parts = [
+            (config, datasets.load_dataset(public.hub_id, config or None, split=split))
+            for config in public.hub_configs or (public.hub_config,)
+        ]
     except Exception as error:  # offline, no access, no space: the library raises many classes for them
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"task {public.name}: {public.hub_id} could not be loaded from the hub ({reason[0][:200]}); "
             f"check the connection (and HF_HUB_OFFLINE), {next_step}"
         ) from error
-    return [(f"{public.hub_id}, {split} row {number}", dict(row)) for number, row in enumerate(rows)]
+    return [
+        (f"{public.hub_id}{f' ({config})' if public.hub_configs else ''}, {split} row {number}", dict(row))
+        for config, rows in parts
+        for number, row in enumerate(rows)
+    ]

@@ -1,7 +1,8 @@
 r"""The public sets that are known by name, their row formats and default prompts.
 
-Mathematics: `question` (or the hub's `problem`) and `answer`; GSM8K also in its original form, whose answer is a
-solution that ends in "#### 42". BANKING77: `text`, `label`. RESTAURANTS-8K: `text`, `slots`, `requested_slots`.
+Mathematics: `question` (or the hub's `problem`) and `answer`, or a `solution` whose last \boxed{...} is it; GSM8K also
+in its original form, whose answer is a solution that ends in "#### 42". BANKING77: `text`, `label`. RESTAURANTS-8K:
+`text`, `slots`, `requested_slots`. IFEval: see `ifeval.py`.
 """
 
 import json
@@ -11,10 +12,11 @@ from functools import partial
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.tasks import writing
+from tinylora.tasks import ifeval, writing
 from tinylora.tasks.banking77_labels import LABELS
 from tinylora.tasks.base import Item, shorten
 from tinylora.tasks.jsonl import text_field
+from tinylora.tasks.latex import last_boxed
 from tinylora.tasks.public import Options, PublicSet, loose_text
 from tinylora.tasks.slots import SLOTS
 from tinylora.tasks.split import question_id
@@ -43,13 +45,63 @@ def _gsm8k(row: dict[str, Any], where: str, options: Options) -> Item:
     return Item(question_id(question), question, final.strip(), metadata)
 
 
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+"""Of MATH, as its hub configurations are named; rows write them as "Counting & Probability"."""
+LEVELS = (1, 2, 3, 4, 5)
+
+
 def _mathematics(row: dict[str, Any], where: str, options: Options) -> Item:
     name = "problem" if "problem" in row and "question" not in row else "question"
     question = text_field(row, name, where)
     answer = row.get("answer")
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         row = {**row, "answer": str(int(answer)) if answer == int(answer) else str(answer)}
+    elif answer is None and "solution" in row:
+        solution = text_field(row, "solution", where)
+        boxed = (last_boxed(solution) or "").strip()
+        if not boxed:
+            raise UserError(f"{where}: no 'answer', and no \\boxed{{...}} in the solution {shorten(solution, 60)}")
+        row = {**row, "answer": boxed}
     return Item(question_id(question), question, text_field(row, "answer", where).strip(), _rest(row, name, "answer"))
+
+
+def _check_part_of_math(name: str, options: Options) -> None:
+    for option, known in (("levels", LEVELS), ("subjects", SUBJECTS)):
+        chosen = options.get(option, known)
+        if not isinstance(chosen, (list, tuple)) or not chosen:
+            raise UserError(f"task.options.{option} must be a list, got {shorten(repr(chosen), 60)}")
+        for one in chosen:
+            if isinstance(one, bool) or one not in known:
+                raise UserError(f"task.options.{option}: {one!r} is not among {', '.join(map(str, known))}")
+    unknown = sorted(set(options) - {"levels", "subjects"})
+    if unknown:
+        raise UserError(f"task {name} has no option {unknown[0]!r}; it has: levels, subjects")
+
+
+def _in_part_of_math(item: Item, options: Options) -> bool:
+    """By `level` (5 or "Level 5"; "Level ?" is none of them) and `subject` or `type` ("Counting & Probability")."""
+    row = item.metadata
+    for option, names in (("levels", ("level",)), ("subjects", ("subject", "type"))):
+        if option not in options:
+            continue
+        value = next((str(row[name]) for name in names if row.get(name) is not None), None)
+        if value is None:
+            raise UserError(
+                f"task.options.{option} needs {' or '.join(map(repr, names))} in every row, and there is none beside "
+                f"{shorten(item.question, 60)}; leave the option out"
+            )
+        plain = re.sub(r"[^a-z0-9]+", "_", value.lower().replace("&", "and")).strip("_")
+        if plain.removeprefix("level_") not in [str(one) for one in options[option]]:
+            return False
+    return True
 
 
 def chosen_labels(options: Options) -> tuple[str, ...]:
@@ -116,6 +168,10 @@ def _restaurant8k(row: dict[str, Any], where: str, options: Options) -> Item:
 _mathematics_set = partial(
     PublicSet, item=_mathematics, test_only=True, template=lambda options: BOXED, max_new_tokens=4096
 )
+_math_set = partial(
+    _mathematics_set, licence="MIT; problems from the Art of Problem Solving", scorer="math-verify",
+    check_options=_check_part_of_math, select=_in_part_of_math,
+)  # fmt: skip
 _MAA = "problems copyright of the Mathematical Association of America; the collection's code is MIT"
 
 _ALL = (
@@ -123,9 +179,14 @@ _ALL = (
         name="gsm8k", about="grade-school word problems (Cobbe et al. 2021, arXiv:2110.14168)", licence="MIT",
         hub_id="openai/gsm8k", hub_config="main", item=_gsm8k,
     ),
-    _mathematics_set(
+    _math_set(
+        name="math", about="MATH, competition problems of five levels (Hendrycks et al. 2021, arXiv:2103.03874)",
+        hub_id="EleutherAI/hendrycks_math", hub_configs=SUBJECTS, test_only=False,
+        same=lambda item: "".join(item.question.split()),
+    ),
+    _math_set(
         name="math500", about="500 test problems of MATH (Lightman et al. 2023, arXiv:2305.20050)",
-        licence="MIT; problems from the Art of Problem Solving", hub_id="HuggingFaceH4/MATH-500", scorer="math-verify",
+        hub_id="HuggingFaceH4/MATH-500",
     ),
     _mathematics_set(
         name="aime24", about="AIME 2024 I and II", licence=_MAA, hub_id="HuggingFaceH4/aime_2024", hub_test="train",
@@ -148,6 +209,11 @@ _ALL = (
         name="restaurant8k", about="slots of a restaurant booking (Coope et al. 2020, arXiv:2005.08866)",
         licence="CC BY 4.0", item=_restaurant8k, scorer="slots", template=lambda options: RESTAURANT,
         max_new_tokens=96, same=lambda item: loose_text(item.metadata["text"]),
+    ),
+    PublicSet(
+        name="ifeval", about="instructions that rules can check (Zhou et al. 2023, arXiv:2311.07911)",
+        licence="CC BY 4.0", hub_id="google/IFEval", hub_test="train", test_only=True, item=ifeval.to_item,
+        scorer="ifeval", max_new_tokens=1280,
     ),
 )  # fmt: skip
 PUBLIC: dict[str, PublicSet] = {public.name: public for public in _ALL}

@@ -146,7 +146,7 @@ class NumberScorer(TextScorer):
 
 
 class BoxedScorer(TextScorer):
-    r"""strict: the last \boxed{...} holds the answer, as a number or as text without LaTeX decoration.
+    r"""strict: the last \boxed{...} holds the answer, as a number (units ignored) or as text without LaTeX decoration.
 
     value_only: strict, or the last number of the reply equals the answer; if the answer is no number, it stands in
     the reply as whole words. Expressions that differ in form (1/2, \frac12, 0.5) want math-verify.

@@ -44,17 +44,20 @@ class TaskConfig:
     """The questions, their splits and how replies are scored."""
 
     name: str = "reasoning_gym:chain_sum"
-    """gsm8k, math500, aime24, aime25, amc23, banking77, restaurant8k, writing, jsonl, or reasoning_gym:NAME."""
+    """gsm8k, math, math500, aime24, aime25, amc23, banking77, restaurant8k, ifeval, writing, jsonl, or
+    reasoning_gym:NAME."""
     path: str = ""
     """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the reasoning-gym task, passed through; labels for banking77; rules, max_rules for writing."""
+    """Options of the reasoning-gym task, passed through; labels for banking77; levels, subjects for math, math500;
+    rules, max_rules for writing."""
     num_items: int = 6000
     """Distinct questions to generate at most (reasoning-gym, writing)."""
     seed: int = 0
     """Seed of the generated items. Splits never depend on it."""
     scorer: str = "number"
-    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, or module:function."""
+    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, ifeval, or
+    module:function."""
     scorer_options: dict[str, Any] = field(default_factory=dict)
     """Options of the scorer, such as pattern for regex."""
     validation_share: float = 0.1
