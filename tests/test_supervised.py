@@ -106,8 +106,11 @@ def _group(texts: Sequence[tuple[str, float, bool]]) -> Group:
     completions, results = [], []
     for index, (text, strict, stopped) in enumerate(texts):
         ids = tuple(text.encode())
+        finish = "stop" if stopped else "length"
+        zeros = (0.0,) * len(ids)
         completions.append(
-            Completion(request_index=0, sample_index=index, token_ids=ids, logprobs=(0.0,) * len(ids), sampling_logprobs=(0.0,) * len(ids), finish_reason="stop" if stopped else "length")
+            Completion(request_index=0, sample_index=index, token_ids=ids, finish_reason=finish,  # type: ignore[arg-type]
+                       logprobs=zeros, sampling_logprobs=zeros)
         )  # fmt: skip
         results.append(ItemResult(item_id="i", question="q", answer="a", text=text, strict=strict, value_only=strict,
                                   stopped=stopped, num_tokens=len(ids), scores={}, answered=True))  # fmt: skip
