@@ -206,7 +206,7 @@ def test_groups_of_equal_rewards_count_but_do_not_train() -> None:
     v, metrics, learner = run([flat], config())
     np.testing.assert_array_equal(v, START.astype(np.float32))
     assert learner.calls == []
-    assert metrics == {"grad_norm": 0.0, "tokens_trained": 5.0, "tokens_computed": 0.0}
+    assert metrics == {"policy_loss": 0.0, "grad_norm": 0.0, "tokens_trained": 5.0, "tokens_computed": 0.0}
     settings = config(lr=1.0, optim={"eps": 1.0})
     v, metrics, _ = run([group([1.0, 0.0], [(11, 12), (13,)]), flat], settings)
     np.testing.assert_allclose(v, numpy_step([group([1.0, 0.0], [(11, 12), (13,)]), flat], settings)[0], atol=2e-6)

@@ -79,7 +79,7 @@ def grpo_step(
         group["lr"] = learning_rate(config, step)
     old: dict[int, Tensor] = {}
     base: dict[int, Tensor] = {}
-    grad_norm = 0.0
+    grad_norm = policy = 0.0
     means = Means()
     for update in range(config.grpo.updates_per_batch):
         optimizer.zero_grad(set_to_none=True)
@@ -114,6 +114,7 @@ def grpo_step(
                     "Try a smaller optim.lr, or model.dtype = float32"
                 )
             loss.backward()
+            policy += float(loss.detach()) / config.grpo.updates_per_batch
             for name, value in sums.items():
                 if name not in ("tokens", "completions"):
                     means.add(name, value, sums["tokens"])
@@ -134,6 +135,7 @@ def grpo_step(
     computed = sum(len(s.row.token_ids) for s in needed)
     return {
         **means.result(),
+        "policy_loss": policy,
         "grad_norm": grad_norm,
         "tokens_trained": float(total_tokens),
         "tokens_computed": float(computed),
