@@ -116,20 +116,20 @@ def test_memory_by_hand(tiny_llama: PreTrainedModel) -> None:
         generation=GenerationConfig(max_new_tokens=10),
         train=TrainConfig(micro_batch_tokens=64),
     )
-    memory = memory_estimate(tiny_llama, config, [(32, 32), (48, 32)], itemsize=2, prompt_tokens=5)
+    memory = memory_estimate(tiny_llama, config, {"a": (32, 32), "b": (48, 32)}, itemsize=2, prompt_tokens=5)
     parameters = sum(p.numel() for p in tiny_llama.parameters())
     assert memory.weights == 2 * 2 * parameters  # bytes; the engine's packed copy
     plain = replace(config, generation=replace(config.generation, backend="transformers"))
-    assert memory_estimate(tiny_llama, plain, [], 2, 5).weights == 2 * parameters
+    assert memory_estimate(tiny_llama, plain, {}, 2, 5).weights == 2 * parameters
     assert memory.adapter_factors == 4 * (2 * 64 + 3 * 4) + 4 * (2 * 80 + 3 * 4)
     assert memory.kv_cache == 8 * 15 * 2 * 3 * 2 * 8 * 2  # rows, length, K and V, layers, heads, head_dim, bytes
     need = activation_bytes(describe(tiny_llama), checkpointing=False)  # checked against a measured peak in test_packed
     assert memory.activations == need.fixed + 64 * need.a_token
     by_budget = replace(config, train=replace(config.train, micro_batch_tokens=0, memory_budget_gib=0.5))
-    assert 0.99 * 2**29 < memory_estimate(tiny_llama, by_budget, [], 2, 5).activations <= 2**29
+    assert 0.99 * 2**29 < memory_estimate(tiny_llama, by_budget, {}, 2, 5).activations <= 2**29
     assert memory.total == memory.weights + memory.adapter_factors + memory.kv_cache + memory.activations
     less = replace(config, train=replace(config.train, gradient_checkpointing=True))
-    assert memory_estimate(tiny_llama, less, [], 2, 5).activations < memory.activations
+    assert memory_estimate(tiny_llama, less, {}, 2, 5).activations < memory.activations
 
 
 def test_plan_by_hand() -> None:

@@ -1,32 +1,37 @@
 """The `inspect` workflow: what would be trained, and what it costs in memory and time.
 
 Counts come from shapes alone, so no weight has to be there. Time comes from a short measurement on this machine: of the
-model itself where it is loaded, else of one block with random weights of its shape. Leaves out: anything that trains.
+model itself where it is loaded, else of two small ones of its shape with random weights. Leaves out: training itself.
 """
 
 import gc
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tinylora.adapter.attach import adapted_paths, attach, linear_maps, output_head_path
+from tinylora.adapter.attach import adapted_paths, linear_maps, output_head_path
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.grouping import canonical_order, module_type, tie_groups
 from tinylora.errors import UserError
-from tinylora.generation.engine import Backend, make_engine
+from tinylora.generation.engine import make_engine
 from tinylora.generation.types import Request, SamplingParams
+from tinylora.methods.attached import MethodAdapter
+from tinylora.methods.build import lora_xs_config, put_method_on
+from tinylora.methods.engine import engine_for
+from tinylora.methods.estimate import file_bytes, padded_bytes_a_token, state_bytes, trained_numbers
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.device import available_threads, resolve_device, resolve_dtype
 from tinylora.models.quiet import quiet
 from tinylora.reporting.progress import format_duration
 from tinylora.training.config import ModelConfig, RunConfig
-from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS, activation_bytes
+from tinylora.training.learner import Learner, Row
+from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS, FEWEST_PADDED_TOKENS, activation_bytes
 
 if TYPE_CHECKING:
     from tinylora.workbench import Workbench
@@ -93,11 +98,13 @@ class Memory:
     adapter_factors: int
     kv_cache: int
     activations: int
+    state: int = 0
+    """The trained numbers and all that goes with them: gradient, Adam's moments, the best ones, a checkpoint."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.adapter_factors + self.kv_cache + self.activations
+        return self.weights + self.adapter_factors + self.kv_cache + self.activations + self.state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +126,9 @@ class Inspection:
     gaps_checked: bool
     """Whether modules without a unique basis could be looked for: that needs the weights."""
     memory: Memory
+    method: str = "tinylora"
+    file_bytes: int = 0
+    """Of adapter.safetensors in the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +140,10 @@ class Speed:
     decode_rows: int
     threads: int
     measured_on: str
+    learner_tokens_per_second: float = 0.0
+    """Forward and backward through the method's layers; 0 where it was not measured apart."""
+    vector_seconds: float = 0.0
+    """To make the engine ready for new numbers, and to take the optimiser's step on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +161,8 @@ class Plan:
     hours: float
     """No group refilled."""
     hours_with_all_refills: float
+    step_seconds: float = 0.0
+    """One step, no group refilled, validation left out."""
 
 
 # --- shapes ---
@@ -209,24 +225,29 @@ def inspect_model(
 ) -> Inspection:
     """Counts, groups, bytes and memory. `excluded`: modules left out for their basis, or None if that is not known.
 
+    Tie groups are TinyLoRA's; other methods have none.
     Raises: UserError for targets that match nothing or a rank above the smallest dimension.
     """
     if excluded is None:
-        maps, paths = adapted_paths(model, config.adapter)
+        maps, paths = adapted_paths(model, lora_xs_config(config.method, config.adapter)
+                                    if config.method.name == "lora-xs" else config.adapter)  # fmt: skip
     else:  # the model already holds its adapter; targets were checked when it was attached
         maps = linear_maps(model)
         paths = canonical_order(p for p in _attached_paths(model) if p not in excluded)
-    groups = tie_groups(paths, config.adapter)
     members: dict[int, list[str]] = {}
-    for path, group in zip(paths, groups, strict=True):
-        members.setdefault(group, []).append(path)
+    if config.method.name == "tinylora":
+        for path, group in zip(paths, tie_groups(paths, config.adapter), strict=True):
+            members.setdefault(group, []).append(path)
     counts = Counter((module_type(path), *_out_in(maps[path])) for path in paths)
     left_out = dict(excluded or {})
     head = output_head_path(model)
     for path in maps:
         if path not in paths and path not in left_out:
             left_out[path] = "the output head, which all-linear leaves out" if path == head else "no target names it"
+    shapes = {path: _out_in(maps[path]) for path in paths}
     trained = len(members) * config.adapter.u
+    if config.method.name != "tinylora":
+        trained = trained_numbers(config.method, shapes, num_parameters(model))
     device = resolve_device(config.model.device)
     dtype = resolve_dtype(config.model.dtype, device)
     return Inspection(
@@ -243,7 +264,9 @@ def inspect_model(
         bytes_bfloat16=2 * trained,
         left_out=left_out,
         gaps_checked=excluded is not None,
-        memory=memory_estimate(model, config, [_out_in(maps[p]) for p in paths], dtype.itemsize, prompt_tokens),
+        memory=memory_estimate(model, config, shapes, dtype.itemsize, prompt_tokens, trained),
+        method=config.method.describe() if config.method.name != "tinylora" else "tinylora",
+        file_bytes=file_bytes(trained),
     )
 
 
@@ -259,9 +282,15 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def memory_estimate(
-    model: nn.Module, config: RunConfig, shapes: Sequence[tuple[int, int]], itemsize: int, prompt_tokens: int
+    model: nn.Module,
+    config: RunConfig,
+    shapes: Mapping[str, tuple[int, int]],
+    itemsize: int,
+    prompt_tokens: int,
+    trained: int = 0,
 ) -> Memory:
-    """Bytes for training with this config. `shapes`: (out, in) of every adapted module; `itemsize`: of the weights.
+    """Bytes for training with this config. `shapes`: (out, in) of every adapted module by path; `itemsize`: of the
+    weights; `trained`: numbers.
 
     Weights count twice where the native engine packs a copy of them. Activations are those of one micro-batch, by
     `training/memory.py`; for a model that the packed learner does not cover, per token: per block 12 values of the
@@ -291,12 +320,27 @@ def memory_estimate(
         tokens = config.train.micro_batch_tokens or max(0, budget - need.fixed) // need.a_token
         activations = need.fixed + need.a_token * max(tokens, length)
         copies += config.generation.backend == "native" and resolve_device(config.model.device).type == "cpu"
+    method = config.method
     rank, u = config.adapter.rank, config.adapter.u
+    if method.name == "lora-xs":
+        rank, u = method.rank, method.rank**2
+    factors = sum(4 * (rank * (o + i) + u * rank * rank) for o, i in shapes.values())
+    if method.name not in ("tinylora", "lora-xs"):
+        each = padded_bytes_a_token(model, method, shapes, itemsize, checkpointing)
+        budget = int(config.train.memory_budget_gib * 2**30)
+        tokens = config.train.micro_batch_tokens or max(FEWEST_PADDED_TOKENS, budget // each)
+        activations = each * max(tokens, length)
+        factors = 4 * trained if method.name in ("lora", "vera") else 0
+        if method.name == "full" or (method.name in ("dora", "ia3") and itemsize == 4):
+            copies += 1  # the merged weights
+        elif method.name in ("dora", "ia3", "adapter"):
+            copies = 1  # transformers samples
     return Memory(
         weights=copies * num_parameters(model) * itemsize,
-        adapter_factors=sum(4 * (rank * (o + i) + u * rank * rank) for o, i in shapes),
+        adapter_factors=factors,
         kv_cache=rows * length * 2 * layers * kv_heads * head_dim * itemsize,
         activations=activations,
+        state=state_bytes(trained) if method.name != "tinylora" else 0,
     )
 
 
@@ -323,67 +367,143 @@ def _synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def measure_speed(model: Any, rows: int, *, scale: float = 1.0, measured_on: str, backend: Backend = "native") -> Speed:
-    """Time a forward pass of 256 tokens and a decoding step of `rows` rows of the engine that would sample; `scale` is
-    the whole model's work over this model's. The cost of long contexts is left out."""
+@dataclass(frozen=True, slots=True)
+class _Seconds:
+    """What a model of some blocks takes for each thing, at one length and one batch."""
+
+    forward: float
+    """CALIBRATION_TOKENS tokens without a gradient."""
+    decode: float
+    """One step of all rows."""
+    learner: float
+    """LEARNER_TOKENS tokens forward and backward; 0 for TinyLoRA's own layers, whose cost follows from `forward`."""
+    vector: float
+    """To make the engine ready for new numbers."""
+
+    def with_blocks(self, more: "_Seconds", blocks: int) -> "_Seconds":
+        """Of a model of `blocks` blocks, if this is one of 1 block and `more` one of BLOCKS_TIMED."""
+        each = lambda a, b: a + max(0.0, b - a) / (BLOCKS_TIMED - 1) * (blocks - 1)  # noqa: E731
+        pairs = zip((self.forward, self.decode, self.learner, self.vector),
+                    (more.forward, more.decode, more.learner, more.vector), strict=True)  # fmt: skip
+        return _Seconds(*(each(a, b) for a, b in pairs))
+
+    def speed(self, rows: int, trained: int, measured_on: str) -> Speed:
+        """As rates. `trained`: numbers, each of which a step reads and writes some times."""
+        state = STATE_PASSES * 4 * trained / _copy_rate() if self.learner else 0.0
+        return Speed(
+            forward_tokens_per_second=CALIBRATION_TOKENS / self.forward,
+            decode_tokens_per_second=rows / self.decode,
+            decode_rows=rows,
+            threads=torch.get_num_threads(),
+            measured_on=measured_on,
+            learner_tokens_per_second=LEARNER_TOKENS / self.learner if self.learner else 0.0,
+            vector_seconds=self.vector + state,
+        )
+
+
+def _measure(model: Any, adapter: Any, config: RunConfig) -> _Seconds:
+    """Time a forward pass, a decoding step of the engine that would sample, and for methods other than TinyLoRA the
+    learner's passes and new numbers. The cost of long contexts is left out."""
+    rows = _rows(config)
     device = next(model.parameters()).device
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(CALIBRATION_TOKENS, device=device) % vocabulary
-    engine = make_engine(
-        model, backend=backend, context_length=CALIBRATION_TOKENS, max_batch_rows=rows, say=lambda text: None
-    )
+    is_other = isinstance(adapter, MethodAdapter)
+    v = adapter.zeros() if is_other else None
+    engine: Any = (
+        engine_for(model, adapter, config, context_length=CALIBRATION_TOKENS, pad_token_id=0, say=lambda text: None)
+        if is_other
+        else make_engine(
+            model, backend=config.generation.backend, context_length=CALIBRATION_TOKENS, max_batch_rows=rows,
+            say=lambda text: None,
+        )
+    )  # fmt: skip
+
+    def request(new_tokens: int, v: Tensor | None) -> Request:
+        params = SamplingParams(max_new_tokens=new_tokens)
+        return Request(prompt_ids=tuple(ids[:8].tolist()), params=params, num_samples=rows, v=v)
 
     def decode(new_tokens: int) -> float:
-        params = SamplingParams(max_new_tokens=new_tokens)
-        request = Request(prompt_ids=tuple(ids[:8].tolist()), params=params, num_samples=rows)
-        return _timed(lambda: engine.generate([request]), device, 3)
+        return _timed(lambda: engine.generate([request(new_tokens, v)]), device, 3)
 
     with torch.inference_mode():
         forward = _timed(lambda: model(input_ids=ids.unsqueeze(0), use_cache=False), device, 2)
     few, many = 2, 10
-    step = max(decode(many) - decode(few), 1e-9) / (many - few)
-    return Speed(
-        forward_tokens_per_second=CALIBRATION_TOKENS / (forward * scale),
-        decode_tokens_per_second=rows / (step * scale),
-        decode_rows=rows,
-        threads=torch.get_num_threads(),
-        measured_on=measured_on,
-    )
+    shortest = decode(few)
+    step = max(decode(many) - shortest, 1e-9) / (many - few)
+    if not is_other:
+        return _Seconds(forward, step, 0.0, 0.0)
+    fresh = _timed(lambda: engine.generate([request(few, 1e-3 * torch.rand_like(adapter.zeros()))]), device, 2)
+    return _Seconds(forward, step, _learner_seconds(model, adapter, config, vocabulary), max(0.0, fresh - shortest))
 
 
-def measure_block(model: nn.Module, config: RunConfig) -> Speed:
-    """Speed of a model that is not loaded: one block of its shape with random weights and an adapter is timed, and its
-    time multiplied by the ratio of the linear maps' sizes, the output head counted."""
+def measure_speed(model: Any, adapter: Any, config: RunConfig, trained: int) -> Speed:
+    """Speed of a model that is loaded, with its adapter on it."""
+    return _measure(model, adapter, config).speed(_rows(config), trained, "the model itself")
+
+
+STATE_PASSES = 20
+"""Times that a step reads or writes an array of all trained numbers, its checkpoint included."""
+LEARNER_TOKENS = 4 * 48 + 16 * 16
+"""4 prompts of 48 tokens with 4 completions of 16 each."""
+BLOCKS_TIMED = 3
+"""Blocks of the larger of the two models that are timed in the place of one that is not loaded."""
+
+
+def _copy_rate() -> float:
+    """Bytes a second of a copy in memory, read and written."""
+    source = torch.zeros(2**24)
+    return 2 * 4 * source.numel() / _timed(lambda: source.clone(), torch.device("cpu"), 3)
+
+
+def _learner_seconds(model: Any, adapter: Any, config: RunConfig, vocabulary: int) -> float:
+    """Of forward and backward passes over LEARNER_TOKENS tokens."""
+    learner = Learner(model, adapter, temperature=config.generation.temperature,
+                      checkpointing=config.train.gradient_checkpointing)  # fmt: skip
+    draw = torch.Generator().manual_seed(0)
+    tokens = lambda n: tuple(torch.randint(0, vocabulary, (n,), generator=draw).tolist())  # noqa: E731
+    prompts = [tokens(48) for _ in range(4)]
+    rows = [Row(group, prompt, tokens(16)) for group, prompt in enumerate(prompts) for _ in range(4)]
+    v = adapter.zeros().requires_grad_()
+
+    def passes() -> None:
+        v.grad = None
+        logprobs, mask = learner.logprobs(rows, v)
+        logprobs[mask].sum().backward()
+
+    return _timed(passes, v.device, 2)
+
+
+def measure_blocks(model: nn.Module, config: RunConfig, trained: int) -> Speed:
+    """Speed of a model that is not loaded: two small ones of its shape, vocabulary included, with random weights and
+    the method on them are timed, of 1 and of BLOCKS_TIMED blocks; what a block adds counts for all the others."""
+    torch.set_num_threads(config.train.num_threads or available_threads())
+    shape: Any = model
+    blocks = int(shape.config.get_text_config().num_hidden_layers)
+    found = [_measure_small(shape, config, count) for count in (1, BLOCKS_TIMED)]
+    of_all = found[0].with_blocks(found[1], blocks)
+    return of_all.speed(_rows(config), trained, f"models of 1 and {BLOCKS_TIMED} blocks of this shape, random weights")
+
+
+def _measure_small(model: Any, config: RunConfig, blocks: int) -> _Seconds:
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(config.train.num_threads or available_threads())
     device = resolve_device(config.model.device)
     dtype = resolve_dtype(config.model.dtype, device)
-    shape: Any = model
-    small = shape.config.__class__.from_dict(shape.config.to_dict())
-    small.num_hidden_layers, small.vocab_size = 1, 256
+    small = model.config.__class__.from_dict(model.config.to_dict())
+    small.num_hidden_layers = blocks
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(small, name, None)
     if getattr(small, "layer_types", None):
-        small.layer_types = small.layer_types[:1]
+        small.layer_types = small.layer_types[:blocks]
     with quiet():
-        block = AutoModelForCausalLM.from_config(small).to(device=device, dtype=dtype).eval()
-    head = output_head_path(model)
-    whole = sum(math.prod(_out_in(m)) for path, m in linear_maps(model).items() if path != head)
-    part = sum(math.prod(_out_in(m)) for path, m in linear_maps(block).items() if path != output_head_path(block))
-    vocabulary_work = shape.config.get_text_config().vocab_size * shape.config.get_text_config().hidden_size
-    adapter = replace(config.adapter, basis="random", tying="all", num_groups=0, targets=("all-linear",))
-    attach(block, adapter)
+        part = AutoModelForCausalLM.from_config(small).to(device=device, dtype=dtype).eval()
+    settings = replace(config.adapter, basis="random", tying="all", num_groups=0, targets=("all-linear",))
+    adapter = put_method_on(part, config.method, settings)
     try:
-        return measure_speed(
-            block,
-            _rows(config),
-            scale=(whole + vocabulary_work) / part,
-            measured_on="one block with random weights of the model's shape",
-            backend=config.generation.backend,
-        )
+        return _measure(part, adapter, config)
     finally:
-        del block
+        del part, adapter
         gc.collect()
 
 
@@ -426,13 +546,18 @@ def make_plan(config: RunConfig, speed: Speed, prompt_tokens: int, prompt_tokens
     per_step = grpo.prompts_per_step * prompt_tokens + completions * budget  # a group's prompt is computed once
     learner = config.train.steps * per_step * grpo.updates_per_batch
     passes = 2 + config.train.gradient_checkpointing + (grpo.kl_coef > 0)
+    learner_seconds = learner * passes / speed.forward_tokens_per_second
+    if speed.learner_tokens_per_second:
+        kl_seconds = (grpo.kl_coef > 0) * learner / speed.forward_tokens_per_second
+        learner_seconds = learner / speed.learner_tokens_per_second + kl_seconds
+    learner_seconds += config.train.steps * speed.vector_seconds
     validations = 1 + (config.train.steps // config.eval.every if config.eval.every else 1)
     evaluation = validations * config.eval.num_validation * budget
     if config.eval.num_test:
         each = 4 + BUDGET_FACTOR + 1 + config.eval.random_vectors
         prompts_tried = len(prompt_candidates(config)) * config.eval.num_validation
         evaluation += (each * config.eval.num_test + prompts_tried) * budget
-    fixed = learner * passes / speed.forward_tokens_per_second + evaluation / speed.decode_tokens_per_second
+    fixed = learner_seconds + evaluation / speed.decode_tokens_per_second
     prompts = config.train.steps * grpo.prompts_per_step * prompt_tokens / speed.forward_tokens_per_second
 
     def hours(tokens: int, factor: float) -> float:
@@ -449,6 +574,7 @@ def make_plan(config: RunConfig, speed: Speed, prompt_tokens: int, prompt_tokens
         evaluation_tokens=evaluation,
         hours=hours(sampled, 1.0),
         hours_with_all_refills=hours(refilled, grpo.refill_factor),
+        step_seconds=(learner_seconds + prompts + sampled / speed.decode_tokens_per_second) / config.train.steps,
     )
 
 
@@ -461,8 +587,8 @@ def inspect_shapes(config: RunConfig, say: Say) -> tuple[Inspection, Speed, Plan
     model.to(resolve_dtype(config.model.dtype, resolve_device(config.model.device)))
     prompt_tokens, how = prompt_length(config)
     found = inspect_model(model, config, source, prompt_tokens=prompt_tokens)
-    say("timing one block of this shape here ...")
-    speed = measure_block(model, config)
+    say("timing small models of this shape here ...")
+    speed = measure_blocks(model, config, found.num_trained)
     return found, speed, make_plan(config, speed, prompt_tokens, how)
 
 
@@ -470,11 +596,13 @@ def inspect_weights(bench: "Workbench", say: Say) -> tuple[Inspection, Speed, Pl
     """The same for a model that is loaded: modules without a unique basis are known, and the model itself is timed."""
     config = bench.config
     prompt_tokens, how = prompt_length(config)
-    found = inspect_model(bench.base.model, config, "its weights", bench.adapter.excluded, prompt_tokens)
+    with bench.adapter.using(None):
+        other = isinstance(bench.adapter, MethodAdapter)
+        found = inspect_model(
+            bench.base.model, config, "its weights", None if other else bench.adapter.excluded, prompt_tokens
+        )
     say("timing the model here ...")
-    speed = measure_speed(
-        bench.base.model, _rows(config), measured_on="the model itself", backend=config.generation.backend
-    )
+    speed = measure_speed(bench.base.model, bench.adapter, config, found.num_trained)
     return found, speed, make_plan(config, speed, prompt_tokens, how)
 
 
@@ -490,16 +618,21 @@ def format_inspection(found: Inspection, adapter: AdapterConfig) -> str:
     """Lines for people: what would be trained first, then modules, groups, what is left out, and memory."""
     sizes = Counter(group.count for group in found.groups)
     tying = ", ".join(f"{n} of {size} modules" for size, n in sorted(sizes.items(), reverse=True))
+    counted = (
+        f"would train {found.num_trained:,} numbers ({found.bytes_float32:,} bytes in float32, "
+        f"{found.bytes_bfloat16:,} in bf16): "
+    )
+    is_tinylora = found.method == "tinylora"
     lines = [
         f"{found.model}: {found.num_parameters:,} parameters, read from {found.source}",
-        f"would train {found.num_trained:,} numbers ({found.bytes_float32:,} bytes in float32, "
-        f"{found.bytes_bfloat16:,} in bf16): u = {adapter.u}, r = {adapter.rank}, {len(found.groups)} tie groups over "
-        f"{found.num_modules} modules; the base stays frozen",
+        f"{counted}u = {adapter.u}, r = {adapter.rank}, {len(found.groups)} tie groups over "
+        f"{found.num_modules} modules; the base stays frozen"
+        if is_tinylora
+        else f"{counted}{found.method}; the adapter's file has some {format_bytes(found.file_bytes)}",
         "",
         f"{'modules by type':<16} {'count':>5}  shape (out x in)",
         *(f"{t.type:<16} {t.count:>5}  {t.out_features} x {t.in_features}" for t in found.types),
-        "",
-        f"tie groups ({adapter.tying}): {tying}",
+        *(["", f"tie groups ({adapter.tying}): {tying}"] if is_tinylora else []),
         *(f"  {g.index:>3}  {g.count:>3} modules  {g.first} to {g.last}" for g in found.groups[:20]),
     ]
     if len(found.groups) > 20:
@@ -516,7 +649,8 @@ def format_inspection(found: Inspection, adapter: AdapterConfig) -> str:
         "",
         f"memory in training, estimated, on {found.device} in {found.dtype}: {format_bytes(m.total)} = weights "
         f"{format_bytes(m.weights)}, adapter factors {format_bytes(m.adapter_factors)}, KV cache "
-        f"{format_bytes(m.kv_cache)}, activations and logits {format_bytes(m.activations)}",
+        f"{format_bytes(m.kv_cache)}, activations and logits {format_bytes(m.activations)}"
+        + (f", trained numbers, gradient and optimiser {format_bytes(m.state)}" if m.state else ""),
     ]
     return "\n".join(lines)
 
@@ -533,6 +667,7 @@ def format_plan(speed: Speed, plan: Plan) -> str:
             f"(up to {plan.sampled_tokens_with_all_refills:,} if groups are refilled to the cap), "
             f"{plan.learner_tokens:,} through the learner, {plan.evaluation_tokens:,} for evaluation",
             f"time, at most: {plan.hours:,.1f} hours ({format_duration(3600 * plan.hours)}); "
-            f"{plan.hours_with_all_refills:,.1f} hours with every refill",
+            f"{plan.hours_with_all_refills:,.1f} hours with every refill"
+            + (f"; a step {format_duration(plan.step_seconds)}" if plan.step_seconds else ""),
         ]
     )

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from tinylora.adapter.attach import AttachedAdapter
+from tinylora.adapter.attach import AttachedAdapter, map_shapes
 from tinylora.adapter.protocol import Trained
 from tinylora.adapters import Adapter, put_on
-from tinylora.generation.engine import Engine, make_engine
+from tinylora.generation.engine import Engine
 from tinylora.methods.attached import MethodAdapter
 from tinylora.methods.build import put_method_on
-from tinylora.methods.engine import MethodEngine
+from tinylora.methods.engine import engine_for
+from tinylora.methods.estimate import padded_bytes_a_token
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.busy import warn_if_busy
 from tinylora.models.device import available_threads
@@ -21,8 +22,8 @@ from tinylora.models.load import BaseModel, load_base_model
 from tinylora.paths import cache_dir
 from tinylora.tasks.base import Task
 from tinylora.tasks.build import build_task
-from tinylora.training.config import RunConfig, TrainConfig
-from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS, micro_batch_tokens_for
+from tinylora.training.config import RunConfig
+from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS, FEWEST_PADDED_TOKENS, micro_batch_tokens_for
 
 Say = Callable[[str], None]
 
@@ -50,53 +51,27 @@ def set_threads(num_threads: int) -> int:
     return threads
 
 
-def resolve_micro_batch(model: PreTrainedModel, train: TrainConfig) -> int:
-    """Tokens of a micro-batch: as the config says, else what its memory budget holds; 4,096 for a model whose memory
-    cannot be told beforehand.
+def resolve_micro_batch(model: PreTrainedModel, adapter: Trained, config: RunConfig) -> int:
+    """Tokens of a micro-batch: as the config says, else what its memory budget holds (at least 256 where they are
+    padded, as for all methods but TinyLoRA's own layers); 4,096 for a model whose memory cannot be told beforehand.
 
     Raises: UserError if the budget does not hold even one token.
     """
+    train = config.train
     if train.micro_batch_tokens:
         return train.micro_batch_tokens
+    budget = int(train.memory_budget_gib * 2**30)
+    if isinstance(adapter, MethodAdapter):
+        with adapter.using(None):
+            shapes = map_shapes(model, adapter.paths)
+        itemsize = model.get_input_embeddings().weight.element_size()
+        each = padded_bytes_a_token(model, config.method, shapes, itemsize, train.gradient_checkpointing)
+        return max(FEWEST_PADDED_TOKENS, budget // each)
     try:
         architecture = describe(model)
     except Unsupported:
         return FALLBACK_MICRO_BATCH_TOKENS
-    return micro_batch_tokens_for(int(train.memory_budget_gib * 2**30), architecture, train.gradient_checkpointing)
-
-
-def _engine(config: RunConfig, base: BaseModel, adapter: AttachedAdapter | MethodAdapter, say: Say) -> Engine:
-    backend = config.generation.backend
-    if isinstance(adapter, MethodAdapter) and backend == "native" and not (adapter.has_factors or adapter.can_merge):
-        say(
-            f"{config.method.describe()} in {str(base.dtype).removeprefix('torch.')} is neither a product beside the "
-            "frozen maps nor to be merged into them without loss, so transformers samples, slower"
-        )
-        backend = "transformers"
-    if isinstance(adapter, MethodAdapter) and backend == "native":
-        try:
-            with adapter.using(None):
-                describe(base.model)
-        except Unsupported as reason:
-            say(f"the native rollout engine does not cover this model, so transformers samples, slower: {reason}")
-            backend = "transformers"
-
-    def make(adapter: Trained | None) -> Engine:
-        return make_engine(
-            base.model,
-            backend=backend,
-            context_length=base.context_length,
-            pad_token_id=base.pad_token_id,
-            adapter=adapter,
-            max_batch_rows=config.generation.max_batch_rows,
-            kv_budget_bytes=int(config.generation.kv_budget_gib * 2**30),
-            cuda_graphs=config.generation.cuda_graphs and not isinstance(adapter, MethodAdapter),
-            say=say,
-        )
-
-    if isinstance(adapter, MethodAdapter):
-        return MethodEngine(adapter, base.model, make, native=backend == "native")
-    return make(adapter)
+    return micro_batch_tokens_for(budget, architecture, train.gradient_checkpointing)
 
 
 def open_workbench(
@@ -141,7 +116,14 @@ def open_workbench(
         say(
             f"{len(adapter.excluded)} modules left out: " + "; ".join(f"{k} ({v})" for k, v in adapter.excluded.items())
         )
-    engine = _engine(config, base, adapter, say)
+    engine = engine_for(
+        base.model,
+        adapter,
+        config,
+        context_length=base.context_length,
+        pad_token_id=base.pad_token_id,
+        say=say,
+    )
     resolved = replace(
         config,
         model=replace(
@@ -152,7 +134,7 @@ def open_workbench(
         ),
         generation=replace(config.generation, backend=engine.name),  # type: ignore[arg-type]
         train=replace(
-            config.train, num_threads=threads, micro_batch_tokens=resolve_micro_batch(base.model, config.train)
+            config.train, num_threads=threads, micro_batch_tokens=resolve_micro_batch(base.model, adapter, config)
         ),
     )
     return Workbench(resolved, base, adapter, engine, built)

@@ -33,6 +33,15 @@ def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
     return maps
 
 
+def map_shapes(model: nn.Module, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(out, in) of linear maps by path, however they store their weight."""
+    maps, shapes = linear_maps(model), {}
+    for path in paths:
+        first, second = _weight(maps[path]).shape
+        shapes[path] = (second, first) if isinstance(maps[path], Conv1D) else (first, second)
+    return shapes
+
+
 def output_head_path(model: nn.Module) -> str | None:
     """Path of the output head, which all-linear leaves out."""
     find = getattr(model, "get_output_embeddings", None)

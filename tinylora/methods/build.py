@@ -24,6 +24,9 @@ from tinylora.methods.attached import MethodAdapter, Wrapped
 from tinylora.methods.bottleneck import OUTPUTS, BottleneckAdapter
 from tinylora.methods.config import THROUGH_PEFT, MethodConfig
 
+FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "wo")
+"""Maps that end an MLP: ia3 scales their inputs, and the outputs of all others (Liu et al. 2022, arXiv:2205.05638)."""
+
 
 def put_method_on(
     model: nn.Module,
@@ -113,7 +116,7 @@ def _through_peft(
     elif method.name == "vera":
         config = peft.VeraConfig(r=method.rank, projection_prng_key=seed, vera_dropout=0.0, **common)
     else:
-        ends = [path for path in targets if path.rpartition(".")[2] in ("down_proj", "fc2", "c_proj", "dense_4h_to_h")]
+        ends = [path for path in targets if path.rpartition(".")[2] in FEEDFORWARD]
         config = peft.IA3Config(feedforward_modules=ends, **common)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tinylora.adapter.attach import AttachedAdapter
 from tinylora.adapter.layer import AdaptedLinear, Vector
 from tinylora.adapter.protocol import Trained
-from tinylora.generation.engine import Engine
+from tinylora.generation.engine import Engine, make_engine
 from tinylora.generation.native_backend import NativeEngine
 from tinylora.generation.requests import check_requests
 from tinylora.generation.sequences import GenerationError
 from tinylora.generation.types import Completion, Request
 from tinylora.methods.attached import MethodAdapter, set_module
+from tinylora.models.architecture import Unsupported, describe
+from tinylora.training.config import RunConfig
 
 Make = Callable[[Trained | None], Engine]
 """An engine for the model as it is when called, for requests with vectors of the given adapter."""
@@ -172,3 +175,50 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return torch.equal(a, b)
+
+
+def engine_for(
+    model: PreTrainedModel,
+    adapter: AttachedAdapter | MethodAdapter,
+    config: RunConfig,
+    *,
+    context_length: int,
+    pad_token_id: int,
+    say: Callable[[str], None],
+) -> Engine:
+    """The engine of a run's settings for a model with any method on it; says so where transformers has to sample.
+
+    Raises: UserError as `make_engine` does.
+    """
+    backend = config.generation.backend
+    is_other = isinstance(adapter, MethodAdapter)
+    if isinstance(adapter, MethodAdapter) and backend == "native" and not (adapter.has_factors or adapter.can_merge):
+        say(
+            f"{config.method.describe()} in {str(model.dtype).removeprefix('torch.')} is neither a product beside the "
+            "frozen maps nor to be merged into them without loss, so transformers samples, slower"
+        )
+        backend = "transformers"
+    if is_other and backend == "native":
+        try:
+            with adapter.using(None):
+                describe(model)
+        except Unsupported as reason:
+            say(f"the native rollout engine does not cover this model, so transformers samples, slower: {reason}")
+            backend = "transformers"
+
+    def make(vectors: Trained | None) -> Engine:
+        return make_engine(
+            model,
+            backend=backend,
+            context_length=context_length,
+            pad_token_id=pad_token_id,
+            adapter=vectors,
+            max_batch_rows=config.generation.max_batch_rows,
+            kv_budget_bytes=int(config.generation.kv_budget_gib * 2**30),
+            cuda_graphs=config.generation.cuda_graphs and not is_other,  # they would replay the factors of another v
+            say=say,
+        )
+
+    if isinstance(adapter, MethodAdapter):
+        return MethodEngine(adapter, model, make, native=backend == "native")
+    return make(adapter)

@@ -20,6 +20,8 @@ Measured with SmolLM2-135M: 1.3 to 1.7 with the heap as it comes, 1.0 where ever
 """
 FALLBACK_MICRO_BATCH_TOKENS = 4096
 """For models whose memory is not counted here."""
+FEWEST_PADDED_TOKENS = 256
+"""Of a padded micro-batch, whatever the budget: smaller ones take longer than they save."""
 
 
 @dataclass(frozen=True, slots=True)
