@@ -1,7 +1,8 @@
 r"""The public sets that are known by name, their row formats and default prompts.
 
 Mathematics: `question` (or the hub's `problem`) and `answer`; GSM8K also in its original form, whose answer is a
-solution that ends in "#### 42". BANKING77: `text`, `label`. RESTAURANTS-8K: `text`, `slots`, `requested_slots`.
+solution that ends in "#### 42". BANKING77: `text`, `label`. RESTAURANTS-8K: `text`, `slots`, `requested_slots`. MBPP:
+see `mbpp.py`.
 """
 
 import json
@@ -11,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.tasks import writing
+from tinylora.tasks import mbpp, writing
 from tinylora.tasks.banking77_labels import LABELS
 from tinylora.tasks.base import Item, shorten
 from tinylora.tasks.jsonl import text_field
@@ -148,6 +149,12 @@ _ALL = (
         name="restaurant8k", about="slots of a restaurant booking (Coope et al. 2020, arXiv:2005.08866)",
         licence="CC BY 4.0", item=_restaurant8k, scorer="slots", template=lambda options: RESTAURANT,
         max_new_tokens=96, same=lambda item: loose_text(item.metadata["text"]),
+    ),
+    PublicSet(
+        name="mbpp", about="short Python tasks with tests (Austin et al. 2021, arXiv:2108.07732)", licence="CC BY 4.0",
+        hub_id="google-research-datasets/mbpp", hub_config="full", hub_train="prompt+train+validation",
+        item=mbpp.to_item, scorer="python-tests", template=lambda options: mbpp.TEMPLATE, max_new_tokens=512,
+        same=lambda item: loose_text(item.metadata["text"]),
     ),
 )  # fmt: skip
 PUBLIC: dict[str, PublicSet] = {public.name: public for public in _ALL}

@@ -43,7 +43,7 @@ class TaskConfig:
     """The questions, their splits and how replies are scored."""
 
     name: str = "reasoning_gym:chain_sum"
-    """gsm8k, math500, aime24, aime25, amc23, banking77, restaurant8k, writing, jsonl, or reasoning_gym:NAME."""
+    """gsm8k, math500, aime24, aime25, amc23, banking77, restaurant8k, mbpp, writing, jsonl, or reasoning_gym:NAME."""
     path: str = ""
     """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class TaskConfig:
     seed: int = 0
     """Seed of the generated items. Splits never depend on it."""
     scorer: str = "number"
-    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, or module:function."""
+    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, python-tests, module:function."""
     scorer_options: dict[str, Any] = field(default_factory=dict)
     """Options of the scorer, such as pattern for regex."""
     validation_share: float = 0.1
