@@ -53,7 +53,7 @@ class PythonTestsScorer(Scorer):
     strict: the code is the last closed ```python block. value_only: strict, or all blocks together pass, or one that
     was not closed, or, where there is no block, the whole reply. timed_out: 1 if a run took longer than
     `timeout_seconds`, which ends the scoring of the reply. Code in which a name that the tests use stands nowhere is
-    wrong unrun. Runs one to four programs one after the other, so a reply takes at most 5 `timeout_seconds` or so.
+    wrong unrun. Runs up to four programs one after the other.
 
     Raises: UserError where the machine cannot shut the code in, unless `unsafe_without_namespaces` is true.
     """
@@ -61,7 +61,7 @@ class PythonTestsScorer(Scorer):
     needs_answer = False
 
     def __init__(
-        self, timeout_seconds: float = 5.0, memory_mb: int = 512, unsafe_without_namespaces: bool = False
+        self, timeout_seconds: float = 10.0, memory_mb: int = 512, unsafe_without_namespaces: bool = False
     ) -> None:
         for name, value, least in (
             ("timeout_seconds", timeout_seconds, 0.1),

@@ -1,10 +1,11 @@
-"""Run code that nobody has read: in a process of its own, with limits on time, memory and files, and without a network.
+"""Run code that nobody has read: in a process of its own, with limits on time, memory and files, without a network.
 
-`sandbox_child.py` says how the machine is protected. The verdict is protected by being given here: the process that runs
-the code gets the expressions that the tests ask for and answers with their values as plain data; the expected values
-never leave this process, and the comparison happens here. So an early exit, an object equal to everything, a replaced
-`exec` or a program that rewrites the one it runs in gains nothing over writing down the expected values, which stand in
-the question for all to see. Tests of another form than `assert EXPRESSION == LITERAL` are judged where the code runs.
+`sandbox_child.py` says how the machine is protected. The verdict is protected by being given here: the process that
+runs the code gets the expressions that the tests ask for and answers with their values as plain data; the expected
+values never leave this process, and the comparison happens here. So an early exit, an object equal to everything, a
+replaced `exec` or a program that rewrites the one it runs in gains nothing over writing down the expected values, which
+stand in the question for all to see. Tests of another form than `assert EXPRESSION == LITERAL` are judged where the
+code runs, and code that means to cheat can pass them.
 """
 
 import ast
@@ -76,7 +77,7 @@ def run_python(
     tests: Sequence[str],
     setup: str = "",
     *,
-    timeout_seconds: float = 5.0,
+    timeout_seconds: float = 10.0,
     memory_mb: int = 512,
     isolate: bool = True,
 ) -> Outcome:
@@ -150,14 +151,14 @@ def _judge(answer: bytes, checks: Sequence[Check]) -> Outcome:
         given = None
     if not isinstance(given, dict) or not isinstance(given.get("values"), list):
         return Outcome(False, "it ended before the last test")
-    values = given["values"]
+    values, error = given["values"], given.get("error")
+    error = error[:300] if isinstance(error, str) else ""
     for number, check in enumerate(checks):
         if number >= len(values):
-            return Outcome(False, f"test {number + 1}: {given.get('error') or 'not reached'}"[:400])
+            return Outcome(False, f"test {number + 1}: {error or 'not reached'}")
         if not same(values[number], check.expected):
             return Outcome(False, f"test {number + 1}: another value than {check.expected!r:.100}")
-    # The code itself may fail where there is no test.
-    return Outcome(False, str(given["error"])[:400]) if given.get("error") else Outcome(True, "passed")
+    return Outcome(False, error) if error else Outcome(True, "passed")
 
 
 def same(given: object, expected: object) -> bool:

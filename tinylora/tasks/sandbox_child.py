@@ -3,8 +3,8 @@ and little of it: it is started for every reply, and each of json, typing, conte
 
     python sandbox_child.py SECONDS MEMORY_BYTES ISOLATE < request > answer
 
-The request, in Python's marshal format: `code`, `setup` and `tests`, a list of (kind, source). The answer is one byte and JSON:
-"!" and what the tests gave (see `_run`), or "?" and why the machine does not allow this.
+The request, in Python's marshal format: `code`, `setup` and `tests`, a list of (kind, source). The answer is one byte
+and a text: "!" and JSON of what the tests gave (see `_run`), or "?" and why the machine does not allow this.
 
 Two processes. This one waits, reads at most ANSWER_BYTES, and kills. Its child is the first process of namespaces of
 its own; it sees the standard library and shared libraries read-only, an empty /tmp in memory, no other file, no device,
@@ -24,7 +24,6 @@ import struct
 import sys
 import time
 from _json import encode_basestring_ascii as quoted
-from _signal import SIGKILL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ MS_NOSUID, MS_NODEV, MS_BIND_ALL, MS_PRIVATE_ALL = 2, 4, 0x1000 | 0x4000, 0x4000
 READ_ONLY_NOSUID_NODEV = 1 | 2 | 4
 MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MNT_DETACH = 442, -100, 0x8000, 2
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
-EPERM, ENOSYS = 1, 38
+EPERM, ENOSYS, SIGKILL = 1, 38, 9
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # System calls that are refused, by number on x86_64 and aarch64 (None: not there).
@@ -96,6 +95,7 @@ def main(seconds: float, memory_bytes: int, isolate: bool) -> int:
         try:
             _die_with_parent()
             if isolate:
+                os.setsid()  # kill(0, ...) reaches the whole group, across namespaces
                 _shut_in()
             _limit(seconds, memory_bytes, must=isolate)
             if isolate:
@@ -153,10 +153,10 @@ def _run(request: dict[str, Any], answer: int) -> NoReturn:
                 values.append("true")
     except BaseException as failure:  # SystemExit and KeyboardInterrupt are ways to fail, too
         error = type(failure).__name__
-        try:
+        try:  # an exception's text is code, too
             error = f"{error}: {failure}"[:300]
-        except BaseException:  # an exception's text is code, too
-            pass
+        except BaseException:
+            error += ", whose text cannot be read"
     try:
         left = f'{{"values": [{", ".join(values)}], "error": {quoted(error)}}}'.encode()
         while left:
@@ -179,7 +179,7 @@ def encode(value: object, depth: int = 0) -> str:
         return f'["int", "{digits}"]'
     for kind in (float, complex):
         if isinstance(value, kind):
-            return f'["{kind.__name__}", "{kind.__repr__(value)}"]'  # type: ignore[arg-type]
+            return f'["{kind.__name__}", "{kind.__repr__(value)}"]'
     if isinstance(value, str):
         return f'["str", {quoted(value)}]'
     if isinstance(value, (bytes, bytearray)):

@@ -53,7 +53,7 @@ class TaskConfig:
     seed: int = 0
     """Seed of the generated items. Splits never depend on it."""
     scorer: str = "number"
-    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, python-tests, module:function."""
+    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, python-tests, or module:func."""
     scorer_options: dict[str, Any] = field(default_factory=dict)
     """Options of the scorer, such as pattern for regex."""
     validation_share: float = 0.1
