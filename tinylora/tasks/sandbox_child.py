@@ -86,7 +86,7 @@ def main(seconds: float, memory_bytes: int, isolate: bool) -> int:
         if isolate:
             _unshare()
     except OSError as error:
-        os.write(out, b"?" + str(error).encode())
+        os.write(out, _why_not(error))
         return REFUSED
     child = os.fork()
     if child == 0:
@@ -101,7 +101,7 @@ def main(seconds: float, memory_bytes: int, isolate: bool) -> int:
             if isolate:
                 _give_up_rights()
         except (OSError, ValueError) as error:
-            os.write(write_end, b"?" + str(error).encode())
+            os.write(write_end, _why_not(error))
             os._exit(REFUSED)
         os.write(write_end, b"!")
         _run(request, write_end)
@@ -203,6 +203,10 @@ def _call(name: str, *arguments: object) -> None:
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def _why_not(error: Exception) -> bytes:
+    return b"?" + (str(error).partition("] ")[2] or str(error)).encode()
 
 
 def _die_with_parent() -> None:
