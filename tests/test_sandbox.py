@@ -49,7 +49,14 @@ def shut_in(code: str, *tests: str, **options: object) -> Outcome:
 
 
 def leftovers() -> list[str]:
-    """Processes of the sandbox that are there, zombies too."""
+    """Processes of this checkout's sandbox that are there, zombies too, and were not before the test."""
+    return [process for process in processes() if process.split()[0] not in BEFORE]
+
+
+BEFORE: set[str] = set()
+
+
+def processes() -> list[str]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -57,7 +64,7 @@ def leftovers() -> list[str]:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if "sandbox_child" in command or (state[0] == "Z" and state[1] == str(os.getpid())):
+        if sandbox.sandbox_child.__file__ in command or (state[0] == "Z" and state[1] == str(os.getpid())):
             found.append(f"{folder.name} {state[0]} {command}")
     return found
 
@@ -75,6 +82,7 @@ def nothing_left(tmp_path, monkeypatch):
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    BEFORE.update(process.split()[0] for process in processes())
     yield
     assert gone(), leftovers()
     assert list(folder.iterdir()) == []
@@ -220,6 +228,20 @@ def f():
         assert shut_in(code, "assert f() == [True]").passed
 
 
+def test_no_capability_is_left():
+    code = f"{OTHER}import struct\ndef f():\n    data = ctypes.create_string_buffer(24)\n"
+    code += "    return libc.capget(struct.pack('=Ii', 0x20080522, 0), data), data.raw"
+    assert shut_in(code, f"assert f() == (0, {bytes(24)!r})").passed
+
+
+def test_no_network_interface_is_up():
+    """Asked on a pair of connected sockets, the only ones that there can be. Elsewhere at least lo has an address."""
+    code = "import fcntl, socket, struct, ctypes\ndef f():\n    room = ctypes.create_string_buffer(4096)\n"
+    code += "    ask = struct.pack('iP', 4096, ctypes.addressof(room))\n"
+    code += "    return struct.unpack('iP', fcntl.ioctl(socket.socketpair()[0], 0x8912, ask))[0]"
+    assert shut_in(code, "assert f() == 0").passed
+
+
 # --- programs that only must not pass, hang or break anything ---
 
 SOLUTION = "def f(x): return x + 1\n"
@@ -289,6 +311,7 @@ def test_harm_does_not_pass(name):
     outcome = shut_in(HARM[name], "assert f(2) == 3", timeout_seconds=5)
     assert not outcome.passed, outcome
     assert outcome.reason and time.monotonic() - started < 20
+    assert not outcome.timed_out or name == "big number"
 
 
 ENDLESS = {

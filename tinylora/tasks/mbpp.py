@@ -36,14 +36,14 @@ def to_item(row: dict[str, Any], where: str, options: Mapping[str, Any]) -> Item
     tests = row.get("test_list")
     if not isinstance(tests, (list, tuple)) or not tests or not all(isinstance(test, str) for test in tests):
         raise UserError(f"{where}: 'test_list' must be a list of texts, one at least, got {shorten(repr(tests), 60)}")
-    for test in tests:
+    setup = str(row.get("test_setup_code") or "")
+    for source in (setup, *tests):
         try:
-            read_test(test)
+            read_test(source)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-    setup = row.get("test_setup_code") or ""
     question = f"{text.strip()}\nYour code should pass these tests:\n" + "\n".join(test.strip() for test in tests)
-    metadata = {"task_id": row.get("task_id"), "text": text, "tests": list(tests), "setup": str(setup)}
+    metadata = {"task_id": row.get("task_id"), "text": text, "tests": list(tests), "setup": setup}
     return Item(question_id(question), question, str(row.get("code") or "").replace("\r\n", "\n"), metadata)
 
 
@@ -115,6 +115,8 @@ def _lenient(text: str) -> list[str]:
 @lru_cache(maxsize=4096)
 def _names_of(tests: tuple[str, ...], setup: str) -> tuple[str, ...]:
     """Names that the tests read and neither they, nor the setup, nor Python bring along: they must be the code's."""
+    for source in (setup, *tests):
+        read_test(source)  # raises UserError
     trees = [ast.parse(source) for source in (setup, *tests)]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     read = {node.id for tree in trees[1:] for node in ast.walk(tree) if isinstance(node, ast.Name)}
