@@ -149,6 +149,10 @@ def scorer(namespaces):
         ("```python\nf = '\ud800'\n```", WRONG),
         ("f" * 1_000_000, WRONG),
         ("```" * 100_000, WRONG),
+        ("```" + "f" * 1_000_000, WRONG),  # quadratic in the first version of the pattern
+        ("```" + " " * 1_000_000, WRONG),
+        ("```python f\n" * 100_000, WRONG),
+        ("```f\n" + "\n" * 1_000_000, WRONG),
         ("```python\n" * 20_000, WRONG),
         ("```python\nf = 1\n```\n" * 3_000, WRONG),
     ],

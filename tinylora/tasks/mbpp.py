@@ -23,8 +23,10 @@ TEMPLATE = """You are an expert Python programmer, and here is your task: {quest
 Reply with the code in one block that begins with ```python."""
 LONGEST_CODE = 100_000
 """Characters of code that are run; longer code is wrong unrun."""
-_BLOCK = re.compile(r"^```[ \t]*(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_OPEN_BLOCK = re.compile(r"^```[ \t]*\w*[^\n]*\n(.*)\Z", re.DOTALL | re.MULTILINE)
+# One repeat before the line's end: with two, a long line without an end would take quadratic time.
+_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_OPEN_BLOCK = re.compile(r"^```[^\n]*\n(.*)\Z", re.DOTALL | re.MULTILINE)
+_PYTHON = re.compile(r"(python3?|py)\b", re.IGNORECASE)
 
 
 def to_item(row: dict[str, Any], where: str, options: Mapping[str, Any]) -> Item:
@@ -81,7 +83,7 @@ class PythonTestsScorer(Scorer):
 
     def parse(self, text: str) -> str | None:
         """The last closed ```python block, or None."""
-        blocks = [code for language, code in _BLOCK.findall(text) if language.lower() in ("python", "py", "python3")]
+        blocks = [code for words, code in _BLOCK.findall(text) if _PYTHON.match(words.strip())]
         return blocks[-1].strip() or None if blocks else None
 
     def score_item(self, item: Item, text: str) -> dict[str, float]:

@@ -85,7 +85,8 @@ def run_python(
 
     timeout_seconds is wall-clock time for all of them. isolate=False leaves namespaces and the filter of system calls
     out: limits hold, but the code can read and write files and use the network as the user can.
-    Raises: UserError where the machine does not allow the isolation, with what to do, and for a test that is no Python.
+    Raises: UserError where the machine does not allow the isolation, with what to do; for a test that is no Python;
+    where the sandbox itself fails, so that a machine without memory does not count as a wrong answer.
     """
     if not timeout_seconds > 0 or memory_mb < LEAST_MEMORY_MB:
         raise UserError(
@@ -101,6 +102,11 @@ def run_python(
             f"({answer[1:].decode('utf-8', 'replace') or 'no reason given'}); run where user namespaces are allowed "
             "(a container needs a security profile that does), or accept the risk with "
             "task.scorer_options.unsafe_without_namespaces = true"
+        )
+    if isolate and (exit_code not in (0, sandbox_child.TIMED_OUT) or (exit_code == 0 and answer[:1] != b"!")):
+        raise UserError(  # not the code's fault, which cannot reach that process
+            f"the process that runs a model's code failed itself (exit code {exit_code}); is the machine out of memory "
+            "or processes?"
         )
     if exit_code == sandbox_child.TIMED_OUT:
         return Outcome(False, f"timed out after {timeout_seconds:g} s", timed_out=True)

@@ -76,10 +76,7 @@ def main(seconds: float, memory_bytes: int, isolate: bool) -> int:
     """Start the child, read its answer, kill it: in time, and when it has closed its end. Returns the exit code."""
     request = marshal.loads(sys.stdin.buffer.read())
     out = os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nothing, standard)
-    os.close(nothing)
+    _silence(os.devnull)
     read_end, write_end = os.pipe()
     try:
         _die_with_parent()
@@ -114,6 +111,13 @@ def main(seconds: float, memory_bytes: int, isolate: bool) -> int:
     for start in range(0, len(answer), 1 << 16):
         os.write(out, answer[start : start + (1 << 16)])
     return TIMED_OUT if not in_time else REFUSED if answer[:1] == b"?" else 0
+
+
+def _silence(null: str) -> None:
+    nothing = os.open(null, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    os.close(nothing)
 
 
 def _read(pipe: int, deadline: float) -> tuple[bytes, bool]:
@@ -243,6 +247,11 @@ def _shut_in() -> None:
             _call("mount", folder.encode(), (root + folder).encode(), None, MS_BIND_ALL, None)
             bound.append(folder)
     os.makedirs(f"{root}/tmp", exist_ok=True)
+    # Standard input and output by a mount that becomes read-only: through the one from before, root could change the
+    # rights of everybody's /dev/null.
+    os.close(os.open(f"{root}/null", os.O_CREAT | os.O_WRONLY))
+    _call("mount", b"/dev/null", f"{root}/null".encode(), None, MS_BIND_ALL, None)
+    _silence(f"{root}/null")
     attributes = struct.pack("=QQQQ", READ_ONLY_NOSUID_NODEV, 0, 0, 0)
     _call("syscall", MOUNT_SETATTR, AT_FDCWD, root.encode(), AT_RECURSIVE, attributes, len(attributes))
     size = f"size={FOLDER_BYTES},nr_inodes=1024,mode=0777".encode()
