@@ -411,14 +411,16 @@ def test_beside_busy_threads():
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("isolate", [True, False])
-def test_the_code_dies_with_the_program(stop, isolate):
+def test_the_code_dies_with_the_program(stop, isolate, tmp_path):
     if isolate:
         shut_in("", "")
     program = (
         "from tinylora.tasks.sandbox import run_python\n"
         f"run_python('import time\\ntime.sleep(9999)', [], timeout_seconds=600, isolate={isolate})"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL, env=with_root())
+    (tmp_path / "of it").mkdir()
+    environment = {**with_root(), "TMPDIR": str(tmp_path / "of it")}
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL, env=environment)
     end = time.monotonic() + 60
     while len(leftovers()) < 2 and time.monotonic() < end:
         time.sleep(0.02)
@@ -426,6 +428,8 @@ def test_the_code_dies_with_the_program(stop, isolate):
     process.send_signal(stop)
     process.wait()
     assert gone()
+    if isolate or stop == signal.SIGINT:
+        assert list((tmp_path / "of it").iterdir()) == []
 
 
 def with_root() -> dict[str, str]:

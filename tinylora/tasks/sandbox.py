@@ -18,9 +18,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from tinylora.errors import UserError
@@ -122,7 +122,9 @@ def _start(request: bytes, timeout_seconds: float, memory_mb: int, isolate: bool
     environment = {"PYTHONHASHSEED": "0", "PATH": os.defpath, "LANG": "C.UTF-8", "HOME": "/tmp"}
     if "LD_LIBRARY_PATH" in os.environ:  # some Pythons do not start without
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    with tempfile.TemporaryDirectory(prefix="tinylora-", ignore_cleanup_errors=True) as folder:
+    # Shut in, the code has a folder in memory; only without namespaces it needs one on the disk.
+    on_disk = partial(tempfile.TemporaryDirectory, prefix="tinylora-", ignore_cleanup_errors=True)
+    with nullcontext("/") if isolate else on_disk() as folder:
         process = subprocess.Popen(
             [*command, str(timeout_seconds), str(memory_mb << 20), "1" if isolate else "0"],
             stdin=subprocess.PIPE,

@@ -236,7 +236,7 @@ def _write(path: str, text: str) -> None:
 
 def _shut_in() -> None:
     """A root folder in memory with the libraries, read-only; /tmp to write into; the old root is gone."""
-    root = os.getcwd()
+    root = "/proc"  # a folder that is always there and not needed any more: nothing has to be made, or left behind
     _call("mount", b"none", b"/", None, MS_PRIVATE_ALL, None)
     _call("mount", b"tmpfs", root.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"size=1m,mode=0755")
     folders = {os.path.normpath(path) for path in (*LIBRARIES, os.path.join(sys.base_prefix, "lib"), *sys.path)}
