@@ -10,6 +10,7 @@ from tinylora.tasks import jsonl, public, reasoning_gym, writing
 from tinylora.tasks.base import PromptSettings, TaskSettings
 from tinylora.tasks.ifeval import IfevalScorer
 from tinylora.tasks.math_verify_scorer import MathVerifyScorer
+from tinylora.tasks.mbpp import PythonTestsScorer
 from tinylora.tasks.prompt import Prompt
 from tinylora.tasks.public_sets import PUBLIC
 from tinylora.tasks.python_scorer import PythonScorer, load_function
@@ -37,6 +38,7 @@ SCORERS: dict[str, type[Scorer]] = {
     "writing": writing.WritingScorer,
     "math-verify": MathVerifyScorer,
     "ifeval": IfevalScorer,
+    "python-tests": PythonTestsScorer,
 }
 GYM_PREFIX = "reasoning_gym:"
 

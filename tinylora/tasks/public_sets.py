@@ -2,7 +2,8 @@ r"""The public sets that are known by name, their row formats and default prompt
 
 Mathematics: `question` (or the hub's `problem`) and `answer`, or a `solution` whose last \boxed{...} is it; GSM8K also
 in its original form, whose answer is a solution that ends in "#### 42". BANKING77: `text`, `label`. RESTAURANTS-8K:
-`text`, `slots`, `requested_slots`. IFEval: see `ifeval.py`.
+`text`, `slots`, `requested_slots`. IFEval: see `ifeval.py`. MBPP: see
+`mbpp.py`.
 """
 
 import json
@@ -12,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.tasks import ifeval, writing
+from tinylora.tasks import ifeval, mbpp, writing
 from tinylora.tasks.banking77_labels import LABELS
 from tinylora.tasks.base import Item, shorten
 from tinylora.tasks.jsonl import text_field
@@ -214,6 +215,12 @@ _ALL = (
         name="ifeval", about="instructions that rules can check (Zhou et al. 2023, arXiv:2311.07911)",
         licence="CC BY 4.0", hub_id="google/IFEval", hub_test="train", test_only=True, item=ifeval.to_item,
         scorer="ifeval", max_new_tokens=1280,
+    ),
+    PublicSet(
+        name="mbpp", about="short Python tasks with tests (Austin et al. 2021, arXiv:2108.07732)", licence="CC BY 4.0",
+        hub_id="google-research-datasets/mbpp", hub_config="full", hub_train="prompt+train+validation",
+        item=mbpp.to_item, scorer="python-tests", template=lambda options: mbpp.TEMPLATE, max_new_tokens=512,
+        same=lambda item: loose_text(item.metadata["text"]),
     ),
 )  # fmt: skip
 PUBLIC: dict[str, PublicSet] = {public.name: public for public in _ALL}

@@ -44,7 +44,7 @@ class TaskConfig:
     """The questions, their splits and how replies are scored."""
 
     name: str = "reasoning_gym:chain_sum"
-    """gsm8k, math, math500, aime24, aime25, amc23, banking77, restaurant8k, ifeval, writing, jsonl, or
+    """gsm8k, math, math500, aime24, aime25, amc23, banking77, restaurant8k, ifeval, mbpp, writing, jsonl, or
     reasoning_gym:NAME."""
     path: str = ""
     """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub."""
@@ -56,7 +56,7 @@ class TaskConfig:
     seed: int = 0
     """Seed of the generated items. Splits never depend on it."""
     scorer: str = "number"
-    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, ifeval, or
+    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, ifeval, python-tests, or
     module:function."""
     scorer_options: dict[str, Any] = field(default_factory=dict)
     """Options of the scorer, such as pattern for regex."""
