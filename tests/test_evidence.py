@@ -165,7 +165,7 @@ def test_verdicts() -> None:
         "beats every control that was run beyond chance."
     )
     luck = assembled(untrained=list(range(20)), tuned=list(range(50)), random_0=list(range(48)))
-    assert luck["verdict"].endswith("But it is not shown to be better than: random_0.")
+    assert luck["verdict"].endswith("It is not shown to be better than: random_0.")
     none = assembled(untrained=list(range(20)), tuned=list(range(12, 34)))
     assert none["verdict"].startswith("No gain shown") and "show a difference" in none["verdict"]
     worse = assembled(untrained=list(range(50)), tuned=list(range(20)))

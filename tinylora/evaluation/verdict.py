@@ -26,15 +26,15 @@ def evidence_verdict(evidence: Mapping[str, Any]) -> str:
         return text + " " + _sentence(evidence["smallest_effect"]["text"])
     if primary["difference"] < 0:
         return f"Worse: {what} fell by {span}."
-    text = f"Better: {what} rose by {span}."
-    text += " " + _where(evidence)
     equal = [
         one["label"]
         for one in conditions.values()
         if one["name"] not in ("untrained", "tuned", "zero") and not _beaten(one["against_tuned"])
     ]
+    head = "Better" if not equal else "Better than the untrained model, and not shown to be better than every control"
+    text = f"{head}: {what} rose by {span}. {_where(evidence)}"
     if equal:
-        text += f" But it is not shown to be better than: {'; '.join(equal)}."
+        text += f" It is not shown to be better than: {'; '.join(equal)}."
     else:
         text += " It beats every control that was run beyond chance."
     if conditions.get("zero", {}).get("details", {}).get("texts_that_differ"):
@@ -46,7 +46,7 @@ def evidence_verdict(evidence: Mapping[str, Any]) -> str:
 def _where(evidence: Mapping[str, Any]) -> str:
     gain, value = evidence["gain"], evidence["value_only"]
     parts = ", ".join(
-        f"{100 * gain[name]:+.1f} {label}"
+        f"{_points(gain[name])} {label}"
         for name, label in (("value", "right values"), ("format", "format"), ("stops", "stopping in time"))
     )
     rises = value["p_value"] < LEVEL and value["difference"] > 0
@@ -56,6 +56,11 @@ def _where(evidence: Mapping[str, Any]) -> str:
         else "the value-only score does not rise beyond chance, so do not call it skill"
     )
     return f"Of that: {parts}; {tail}."
+
+
+def _points(share: float) -> str:
+    """Signed, in points; what rounds to nothing is 0.0, without a sign."""
+    return f"{100 * share:+.1f}" if abs(share) >= 0.0005 else "0.0"
 
 
 def _beaten(paired: Mapping[str, Any]) -> bool:
@@ -91,8 +96,8 @@ def format_evidence(evidence: Mapping[str, Any]) -> str:
     gain, side = evidence["gain"], evidence["side_effects"]
     lines += [
         "",
-        f"gain {100 * gain['total']:+.1f} points = right values {100 * gain['value']:+.1f}, format "
-        f"{100 * gain['format']:+.1f}, stopping {100 * gain['stops']:+.1f} (Shapley shares of the three)",
+        f"gain {_points(gain['total'])} points = right values {_points(gain['value'])}, format "
+        f"{_points(gain['format'])}, stopping {_points(gain['stops'])} (Shapley shares of the three)",
         f"value only: {evidence['value_only']['text']}",
         evidence["smallest_effect"]["text"],
         f"side effects on {side['num_tokens']:,} tokens of neutral text: KL {side['kl_per_token']:.2e} nats a token, "

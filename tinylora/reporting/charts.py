@@ -179,7 +179,9 @@ def _problems(runs: Sequence[RunFacts]) -> Figure | None:
                           markersize=4.5, markerfacecolor=PAPER, linewidth=1.1, label=named)  # fmt: skip
         axes.set_xlabel("distinct training problems seen")
         axes.set_ylabel("% of replies")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(
+            0, 1.08 * max(1.0, *(100 * float(value) for row in rows for value in row[2:] if value is not None))
+        )
 
     caption = "Held-out validation items, greedy, against how many different problems training had seen."
     title, columns = "What problems bought", ("run", *keys)

@@ -43,6 +43,7 @@ class AdapterFile:
     """Of the base."""
     num_bytes: int | None
     """Of the portable file."""
+    num_trained: int | None
     code: str
     """The same as text, where it is short enough for one."""
 
@@ -67,6 +68,18 @@ class RunFacts:
     def steps(self) -> list[dict[str, Any]]:
         """The lines of training steps."""
         return [row for row in self.metrics if row["step"] > 0]
+
+    @property
+    def num_trained(self) -> int | None:
+        """How many numbers were trained; None for a run without an adapter that logs no numbers."""
+        return len(self.v) or self.adapter.num_trained
+
+    @property
+    def algorithm(self) -> str:
+        """How it learned, in words."""
+        return {"grpo": "GRPO", "sft": "SFT on reference solutions", "rft": "RFT on its own right replies"}[
+            self.config.train.algorithm
+        ]
 
     @property
     def v(self) -> list[float | None]:
@@ -198,8 +211,10 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _adapter_file(run: Path) -> AdapterFile:
     facts: Mapping[str, Any] = {}
+    num_trained = None
     try:
         with safe_open(run / "adapter.safetensors", framework="numpy") as handle:
+            num_trained = math.prod(handle.get_slice("v").get_shape())
             found = json.loads((handle.metadata() or {}).get("facts", "{}"))
         facts = found if isinstance(found, dict) else {}
     except (SafetensorError, OSError, ValueError):
@@ -217,6 +232,7 @@ def _adapter_file(run: Path) -> AdapterFile:
         step=step if isinstance(step, int) else None,
         fingerprint=str(facts.get("fingerprint", "")),
         num_bytes=len(data) or None,
+        num_trained=num_trained,
         code=code,
     )
 
