@@ -20,9 +20,11 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.adapters import open_adapter
 from tinylora.errors import UserError
 from tinylora.generation.types import Request, SamplingParams
+from tinylora.inspection import format_inspection, inspect_model
 from tinylora.methods.attached import MethodAdapter
 from tinylora.methods.build import put_method_on
 from tinylora.methods.config import MethodConfig, MethodName
+from tinylora.training.config import ModelConfig, RunConfig
 from tinylora.training.learner import Learner, Row
 from tinylora.training.train import resume
 from tinylora.workbench import open_workbench
@@ -267,3 +269,14 @@ def test_without_peft_its_methods_say_what_to_install(
 
 def test_conv1d_maps_are_found(tiny_gpt2: PreTrainedModel) -> None:
     assert any(isinstance(module, Conv1D) for module in linear_maps(tiny_gpt2).values())
+
+
+@pytest.mark.parametrize("model_name", ["tiny_llama", "tiny_qwen2"])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_said_before_is_what_is_trained(name: str, model_name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(model_name)
+    config = RunConfig(method=MethodConfig(name=name, rank=3), model=ModelConfig(device="cpu", dtype="float32"))  # type: ignore[arg-type]
+    said = inspect_model(model, config, "a test")
+    assert said.num_trained == put_on(model, name).num_trained
+    assert said.memory.total > said.memory.weights
+    assert ("tie groups (" in format_inspection(said, config.adapter)) is False
