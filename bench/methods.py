@@ -1,4 +1,4 @@
-"""What each method costs: trained numbers, bytes of its file, memory, seconds a step; and what was said before it began.
+"""What each method costs: trained numbers, bytes of its file, memory, seconds a step; and what was said before.
 
 The demo's training step (12 prompts x 8 completions, SmolLM2-135M) with every method, at its own settings otherwise.
 Each measurement is a process of its own (peak memory is a process's), methods in turn, several rounds; the first step
@@ -104,9 +104,7 @@ def say_before(case: str, threads: int, dtype: str, length: float) -> dict[str, 
 def child(*words: str, threads: int) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, *words, "--threads", str(threads)]
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
