@@ -19,6 +19,8 @@ from tinylora.training.learner import Learner, Row
 
 MIN_SIGNAL = 10.0
 SLOPE = (0.95, 1.05)
+NEARLY = (0.85, 1.15)
+"""A slope that noise may have moved out of `SLOPE`."""
 SMALLEST_NUMBER = 0.003
 """Of each number under the first probe, at least, where there are many."""
 NORMS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -51,6 +53,8 @@ def check_liveness(engine: Engine, learner: Learner, rows: Sequence[Row]) -> Liv
     """Run the probe on rows of tokens. The probe vector has numbers of one size and random signs (a regular
     pattern could cancel in a product of factors), and the first norm whose effect stands out of the noise.
 
+    Under a probe the noise itself grows, above all in bfloat16 where a few tokens make up the effect: a slope that is
+    off by a little is looked for again at the larger norms.
     Raises: UserError if no norm up to 1000 has an effect on the learner, or the engine's effect differs from it.
     """
     adapter = learner.adapter
@@ -66,6 +70,7 @@ def check_liveness(engine: Engine, learner: Learner, rows: Sequence[Row]) -> Liv
     learner_base = learner_scores(None)
     engine_base = _engine_scores(engine, rows, learner.temperature, None)
     signal = 0.0
+    wrong: tuple[float, float] | None = None
     # Spread over very many numbers, a small norm is nothing to any of them: not worth an engine's time.
     for norm in (norm for norm in NORMS if norm >= SMALLEST_NUMBER * adapter.num_trained**0.5):
         v = direction * norm
@@ -76,13 +81,17 @@ def check_liveness(engine: Engine, learner: Learner, rows: Sequence[Row]) -> Liv
         signal = float(learner_effect.abs().mean()) / max(noise, 1e-9)
         if signal >= MIN_SIGNAL:
             slope = float((engine_effect * learner_effect).sum() / learner_effect.square().sum())
-            if not SLOPE[0] <= slope <= SLOPE[1]:
-                raise UserError(
-                    f"liveness: a probe vector of norm {norm} moves the learner's log-probs but the engine shows "
-                    f"{slope:.3f} times that effect (allowed {SLOPE[0]} to {SLOPE[1]}); the rollouts would not come "
-                    "from the model that is trained, so the run is stopped"
-                )
-            return Liveness(signal, slope, norm)
+            if SLOPE[0] <= slope <= SLOPE[1]:
+                return Liveness(signal, slope, norm)
+            wrong = wrong or (norm, slope)
+            if not NEARLY[0] <= slope <= NEARLY[1]:
+                break
+    if wrong:
+        raise UserError(
+            f"liveness: a probe vector of norm {wrong[0]} moves the learner's log-probs but the engine shows "
+            f"{wrong[1]:.3f} times that effect (allowed {SLOPE[0]} to {SLOPE[1]}); the "
+            "rollouts would not come from the model that is trained, so the run is stopped"
+        )
     raise UserError(
         f"liveness: no probe vector up to norm {NORMS[-1]} moves the learner's log-probs by {MIN_SIGNAL:.0f} times the "
         f"noise between engine and learner (reached {signal:.1f}); try --set model.dtype=float32"
