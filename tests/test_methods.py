@@ -280,3 +280,23 @@ def test_what_is_said_before_is_what_is_trained(name: str, model_name: str, requ
     assert said.num_trained == put_on(model, name).num_trained
     assert said.memory.total > said.memory.weights
     assert ("tie groups (" in format_inspection(said, config.adapter)) is False
+
+
+def test_other_methods_in_words_and_what_they_refuse(
+    tiny_folder: Path, tmp_path: Path, fresh_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinylora.cli.adapters import describe_text
+    from tinylora.vectors import difference, mix
+
+    how: dict[str, Any] = {"train": {"steps": 1}}
+    one, two = (
+        open_adapter(start(tiny_folder, tmp_path / name, method={"name": name, "rank": 2}, **how).run)
+        for name in ("lora", "vera")
+    )
+    text = describe_text(one)
+    assert "numbers of lora of rank 2" in text and "tie groups" not in text
+    assert difference(one, one).distance == 0
+    with pytest.raises(UserError, match=r"holds lora of rank 2 and .* vera of rank 2"):
+        difference(one, two)
+    with pytest.raises(UserError, match="no linear function of its numbers"):
+        mix([one, one], [0.5, 0.5])

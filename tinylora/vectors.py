@@ -36,6 +36,8 @@ def refuse_other_basis(a: Adapter, b: Adapter) -> None:
         raise UserError(
             f"{bound.label} brings factors of its own; only adapters on a rebuilt basis can be compared or mixed"
         )
+    if a.method != b.method:
+        raise UserError(f"{a.label} holds {a.method.describe()} and {b.label} {b.method.describe()}")
     assert a.config is not None and b.config is not None
     one, two = _meant(a.config), _meant(b.config)
     if one != two:
@@ -89,6 +91,11 @@ def mix(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
     if not all(math.isfinite(w) for w in weights):
         raise UserError(f"the weights must be finite numbers, got {', '.join(map(str, weights))}")
     first = adapters[0]
+    if first.method.name not in ("tinylora", "lora-xs"):
+        raise UserError(
+            f"{first.label} holds {first.method.describe()}, whose update is no linear function of its numbers; only "
+            "TinyLoRA's adapters can be mixed"
+        )
     for place, one in enumerate(adapters):
         for other in adapters[place + 1 :]:
             refuse_other_basis(one, other)

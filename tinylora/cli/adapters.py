@@ -219,11 +219,12 @@ def describe_json(opened: "Adapter") -> dict[str, Any]:
 def describe_text(opened: "Adapter") -> str:
     """An adapter in words."""
     groups, u = opened.v.shape
-    lines = [
-        f"{opened.v.numel()} numbers ({groups} tie groups x {u}) in {opened.value_type}, "
-        f"|v| = {float(opened.v.norm()):.4g}"
-    ]
-    if opened.config is not None:
+    is_tinylora = opened.method.name == "tinylora"
+    what = f"({groups} tie groups x {u})" if is_tinylora else f"of {opened.method.describe()}"
+    lines = [f"{opened.v.numel():,} numbers {what} in {opened.value_type}, |v| = {float(opened.v.norm()):.4g}"]
+    if not is_tinylora:
+        lines.append("each is how far training moved a parameter of the method from its start")
+    elif opened.config is not None:
         c = opened.config
         tie = (
             "one group"
@@ -245,9 +246,10 @@ def describe_text(opened: "Adapter") -> str:
         lines.append(f"base {opened.fingerprint.hex()}{known or ', not seen on this machine'}")
     else:
         lines.append(f"base{known or ' not stated'}")
-    numbers = opened.v.flatten().tolist()
-    shown = " ".join(f"{x:+.5g}" for x in numbers[:200])
-    lines.append(shown + (f" ... ({len(numbers) - 200} more; --json has all)" if len(numbers) > 200 else ""))
+    most = 200 if is_tinylora else 20
+    shown = " ".join(f"{x:+.5g}" for x in opened.v.flatten()[:most].tolist())
+    count = opened.v.numel()
+    lines.append(shown + (f" ... ({count - most:,} more; --json has all)" if count > most else ""))
     return "\n".join(lines)
 
 

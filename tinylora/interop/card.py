@@ -85,7 +85,9 @@ def _training(adapter: Adapter, base_name: str, licence: str) -> list[str]:
     if settings is not None and settings.model.revision:
         lines.append(f"- Revision of the base: {settings.model.revision}")
     lines.append(f"- Licence of the base: {licence or 'not stated here; see the base model'}")
-    if config is not None:
+    if adapter.method.name != "tinylora":
+        lines.append(f"- Method: {adapter.method.describe()}, {adapter.v.numel():,} numbers")
+    elif config is not None:
         groups = f"{config.num_groups} even chunks" if config.num_groups else f"{config.tying}, n_tie {config.n_tie}"
         lines.append(
             f"- Adapter: rank {config.rank}, u = {config.u}, {adapter.v.shape[0]} tie groups ({groups}), targets "
