@@ -103,7 +103,7 @@ def test_a_basis_that_came_out_differently_is_an_error(
         return dataclasses.replace(f, U=f.U * torch.tensor([1.0, -1.0]), V=f.V * torch.tensor([1.0, -1.0]))
 
     monkeypatch.setattr(basis, "svd_factors", flipped)
-    with pytest.raises(UserError, match="is not the one it was made on .*check disagrees"):
+    with pytest.raises(UserError, match="is not what it was trained from .*check disagrees"):
         put_on(tiny_llama, made)
     assert not any("AdaptedLinear" in type(m).__name__ for m in tiny_llama.modules())
 
