@@ -234,18 +234,22 @@ def test_untrained_replies_are_shared_by_what_decides_them() -> None:
 
 @pytest.fixture
 def tiny_recipe(tiny_folder: Path, fresh_cache: Path, tmp_path: Path) -> Path:
-    """A recipe that trains in an instant: bytes out of a random model, right where the answer's letter is in them."""
+    """A recipe that trains in an instant: bytes out of a random model, right where enough of them have even codes."""
     file = tmp_path / "letters.jsonl"
-    file.write_text(
-        "".join(json.dumps({"question": f"{i} of {i}?", "answer": "aeiou"[i % 5]}) + "\n" for i in range(80))
+    file.write_text("".join(json.dumps({"question": f"{i} of {i}?", "answer": "even"}) + "\n" for i in range(80)))
+    share = "sum(ord(c) % 2 == 0 for c in text) / max(1, len(text))"
+    (tmp_path / "evens.py").write_text(
+        "def score(item, text):\n"
+        f"    share = {share}\n"
+        "    return {'strict': float(share > 0.5), 'value_only': float(share > 0.4), 'share': share}\n"
     )
     path = tmp_path / "tiny.toml"
     table = {
         "model": {"name": str(tiny_folder), "device": "cpu", "dtype": "float32"},
         "adapter": {"n_tie": 8, "u": 2},
-        "task": {"name": "jsonl", "path": str(file), "scorer": "contains"},
-        "reward": {"value_only": 1.0},
-        "generation": {"max_new_tokens": 12},
+        "task": {"name": "jsonl", "path": str(file), "scorer": "evens:score"},
+        "reward": {"share": 1.0},
+        "generation": {"max_new_tokens": 16},
         "grpo": {"prompts_per_step": 2, "group_size": 2, "truncated": "keep", "refill_factor": 1.0},
         "optim": {"lr": 0.5},
         "train": {"steps": 3},
@@ -264,7 +268,8 @@ def out(tmp_path: Path) -> Iterator[Path]:
 def drive(path: Path, folder: Path, *args: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tinylora.cli", "sweep", str(path), "--out", str(folder), *args]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=path.parent)
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
@@ -367,7 +372,7 @@ def test_a_sweep_end_to_end(tiny_recipe: Path, out: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_sweep_goes_on_where_it_was(how: signal.Signals, tiny_recipe: Path, out: Path, tmp_path: Path) -> None:
     path = sweep_file(
-        tmp_path, recipe=str(tiny_recipe), evaluate={"num_items": 4}, cell=[{"name": "long"}], set=["train.steps=400"]
+        tmp_path, recipe=str(tiny_recipe), evaluate={"num_items": 4}, cell=[{"name": "long"}], set=["train.steps=120"]
     )  # fmt: skip
     process = drive(path, out)
     metrics: list[Path] = []
@@ -383,12 +388,12 @@ def test_a_killed_sweep_goes_on_where_it_was(how: signal.Signals, tiny_recipe: P
         assert f"go on with: tinylora sweep {path} --out {out}" in stderr
         assert json.loads((out / "results.json").read_text())["cells"][0]["runs"][0]["state"] == "half trained"
     at_the_kill = len(rows_of_whole(metrics[0]))
-    assert at_the_kill < 380
+    assert at_the_kill < 110
     code, stdout, stderr = finish(drive(path, out, "--json"))
     assert code == 0, stderr
     assert "long seed 0: training goes on" in stderr
     (run,) = json.loads(stdout)["cells"][0]["runs"]
-    assert run["state"] == "done" and run["steps"] == 400
+    assert run["state"] == "done" and run["steps"] == 120
     assert list(out.glob("cells/long/*/*/metrics.jsonl")) == metrics  # the same run, not a second one
     talk = next(out.glob("cells/long/*/talk.txt")).read_text()
     assert "resuming" in talk
