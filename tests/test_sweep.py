@@ -234,14 +234,15 @@ def test_untrained_replies_are_shared_by_what_decides_them() -> None:
 
 @pytest.fixture
 def tiny_recipe(tiny_folder: Path, fresh_cache: Path, tmp_path: Path) -> Path:
-    """A recipe that trains in an instant: bytes out of a random model, right where enough of them have even codes."""
+    """A recipe that trains in an instant: bytes out of a random model; value-only is right where some have even codes,
+    strict where the reply stops."""
     file = tmp_path / "letters.jsonl"
     file.write_text("".join(json.dumps({"question": f"{i} of {i}?", "answer": "even"}) + "\n" for i in range(80)))
     share = "sum(ord(c) % 2 == 0 for c in text) / max(1, len(text))"
     (tmp_path / "evens.py").write_text(
         "def score(item, text):\n"
         f"    share = {share}\n"
-        "    return {'strict': float(share > 0.5), 'value_only': float(share > 0.4), 'share': share}\n"
+        "    return {'strict': 1.0, 'value_only': float(share > 0.1), 'share': share}\n"
     )
     path = tmp_path / "tiny.toml"
     table = {

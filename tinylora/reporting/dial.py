@@ -1,8 +1,8 @@
 """The figure of a sweep: accuracy against the number of trained numbers, from results.json alone.
 
-Small open marks are runs, one a seed; full ones their mean, joined by a line where a method has several sizes. Colour is
-the algorithm, shape the method. Two panels share the axis: strict, and value only. What was not run is named below and
-has its line in the CSV.
+Small open marks are runs, one a seed; full ones the mean of a cell, joined by a line where a method has several sizes.
+Colour is the algorithm, shape the method. Two panels share the axis: strict, and value only. What was not run is named
+below and has its line in the CSV.
 """
 
 import json
@@ -163,8 +163,10 @@ def _draw_series(
     """One method by one algorithm; `places`: the factors by which means and runs stand beside their size."""
     larger = 1.5 if shape == "*" else 1.0  # a star of the same size looks smaller
     means = []
-    for size in sorted({row["trained_numbers"] for row in rows}):
-        shares = [100 * row[key] / row["total"] for row in rows if row["trained_numbers"] == size]
+    cells = dict.fromkeys((row["trained_numbers"], row["results"], row["cell"]) for row in rows)
+    for size, *cell in sorted(cells):
+        own = [row for row in rows if [row["results"], row["cell"]] == cell]
+        shares = [100 * row[key] / row["total"] for row in own]
         if len(shares) > 1:
             axes.plot([size * places[1]] * len(shares), shares, color=colour, linestyle="none", marker=shape,
                       markersize=3.4 * larger, markerfacecolor="none", markeredgewidth=0.9, zorder=3)  # fmt: skip
