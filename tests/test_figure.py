@@ -21,6 +21,10 @@ def figure_(*args: str) -> Any:
     return CliRunner().invoke(app, ["figure", *args])
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def cell(name: str, numbers: int, corrects: list[int | None], algorithm: str = "grpo", method: str = "tinylora") -> Any:
     """A cell with one run a count of right items of 200; None was not run."""
     runs = []
@@ -76,7 +80,7 @@ def test_png_svg_and_csv_lie_beside_each_other(results: Path) -> None:
 
 def test_the_csv_has_every_run_and_what_was_not_run(results: Path) -> None:
     figure_(str(results))
-    rows = list(csv.DictReader(results.with_name("figure.csv").open()))
+    rows = table(results.with_name("figure.csv"))
     assert [(row["cell"], row["seed"], row["strict_correct"]) for row in rows] == [
         ("one", "0", "70"), ("one", "1", "74"), ("one", "2", "66"), ("thirteen", "0", "90"), ("thirteen", "1", ""),
         ("thirteen", "2", "100"), ("sft-one", "0", "50"), ("sft-one", "1", "52"), ("full", "0", ""),
@@ -147,7 +151,7 @@ def test_two_results_are_drawn_together(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         paths.append(str(results_file(tmp_path / name, cell("one", 1, [70], algorithm))))
     assert figure_(*paths, "--out", str(tmp_path / "new" / "both.svg")).exit_code == 0
-    rows = list(csv.DictReader((tmp_path / "new" / "both.csv").open()))
+    rows = table(tmp_path / "new" / "both.csv")
     assert [(row["results"], row["algorithm"]) for row in rows] == [("rl", "grpo"), ("sft", "sft")]
 
 
