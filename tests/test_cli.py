@@ -21,7 +21,7 @@ from tinylora.training.config import GenerationConfig, ModelConfig, RunConfig, T
 
 VERBS = (
     "train", "eval", "chat", "inspect", "bench", "cache", "recipes", "encode", "decode", "verify", "export", "import",
-    "diff", "mix", "card", "push", "pull", "report",
+    "diff", "mix", "card", "push", "pull", "report", "sweep", "figure",
 )  # fmt: skip
 
 
@@ -253,6 +253,33 @@ def test_eval_prints_a_table_or_json(run: Path) -> None:
     told = json.loads(result.stdout)
     assert told["num_items"] == told["strict"]["base"]["total"] == 4
     assert {"strict", "value_only", "stopped"} <= set(told)
+
+
+def test_eval_writes_items_and_takes_the_untrained_models_from_a_file(run: Path, tmp_path: Path) -> None:
+    items, untrained = tmp_path / "out" / "items.jsonl", tmp_path / "untrained.jsonl"
+    words = ("eval", str(run), "--num-items", "5", "--items", str(items), "--untrained", str(untrained), "--json")
+    first = tinylora_(*words)
+    assert first.exit_code == 0, first.output
+    said = json.loads(first.stdout)
+    rows = [json.loads(line) for line in items.read_text().split("\n") if line]
+    assert [row["condition"] for row in rows] == ["untrained"] * 5 + ["adapter"] * 5
+    assert {row["protocol"] for row in rows} == {said["protocol"]}
+    assert said["strict"]["tuned"]["correct"] == sum(row["strict"] >= 1 for row in rows[5:])
+    assert "untrained: 5/5 items" in first.stderr
+    before = items.read_text()
+    again = tinylora_(*words)
+    assert "untrained model's replies are taken from" in again.stderr and "untrained: 5/5" not in again.stderr
+    assert items.read_text() == before and json.loads(again.stdout) == said
+    kept = [json.loads(line) for line in untrained.read_text().split("\n") if line]
+    assert [row["text"] for row in kept] == [row["text"] for row in rows[:5]]
+    # They are no partner for other items, and not for a base that is another.
+    other = tinylora_("eval", str(run), "--num-items", "6", "--untrained", str(untrained))
+    assert other.exit_code == 2 and "holds replies to something else (protocol" in other.stderr
+    untrained.write_text(untrained.read_text().replace('"base": "', '"base": "ff'))
+    other = tinylora_(*words)
+    assert other.exit_code == 2 and "holds replies to something else (base" in other.stderr
+    refused = tinylora_("eval", str(run), "--items", str(items), "--samples", "2")
+    assert refused.exit_code == 2 and "--items and --untrained go with one reply an item" in refused.stderr
 
 
 def test_eval_refuses_another_adapter_config(run: Path) -> None:

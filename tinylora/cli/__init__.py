@@ -6,7 +6,7 @@ so that `--help` stays fast.
 
 import os
 
-from tinylora.cli import adapters, look, report, train, use  # noqa: F401 (their verbs)
+from tinylora.cli import adapters, look, report, sweep, train, use  # noqa: F401 (their verbs)
 from tinylora.cli.common import app
 
 

@@ -59,6 +59,15 @@ def eval_(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="With --controls: where to write, if not into the run.")
     ] = None,
+    items: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every reply and its scores here, one line each (JSONL).")
+    ] = None,
+    untrained: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Take the untrained model's replies from here; if it is not there, write it."
+        ),
+    ] = None,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -71,6 +80,7 @@ def eval_(
       tinylora eval runs/demo-001/adapter.safetensors --task jsonl --set task.path=mine.jsonl --json
       tinylora eval TINY-... --task demo
       tinylora eval runs/demo-001 --rounded                  what rounding its numbers to bfloat16 costs
+      tinylora eval runs/demo-001 --items replies.jsonl     every reply of both, and its scores
       tinylora eval runs/demo-001 --samples 8 --temperature 0.6
       tinylora eval runs/demo-001 --controls --also gsm8k    everything that could explain the gain away
       tinylora eval runs/demo-001 --controls --trained-control runs/demo-shuffled-001
@@ -80,6 +90,7 @@ def eval_(
     from tinylora.evaluation.compare import check_base_kept, compare, settings_for_eval
     from tinylora.evaluation.conditions import ITEMS_FILE
     from tinylora.evaluation.evidence import FILE, EvidenceOptions, gather_evidence
+    from tinylora.evaluation.items import write_items
     from tinylora.evaluation.sampled import compare_samples
     from tinylora.evaluation.side_effects import read_text
     from tinylora.evaluation.verdict import format_evidence
@@ -96,6 +107,8 @@ def eval_(
         )
     config = settings_for_eval(trained, task, set_ or [], is_bare=opened.run is None)
     check_base_kept(trained, config)
+    if (items or untrained) and (controls or samples != 1 or rounded):
+        raise UserError("--items and --untrained go with one reply an item; leave --controls, --samples, --rounded out")
     if controls:
         folder = out or (Path(adapter) if Path(adapter).is_dir() else None)
         if folder is None:
@@ -129,8 +142,10 @@ def eval_(
     sides = (opened.v, opened.rounded("bfloat16").v) if rounded else (None, opened.v)
     compared = compare(
         bench, sides[1], label=opened.label, against=sides[0], num_items=num_items, temperature=temperature, seed=seed,
-        say=say,
+        untrained=untrained, base_id=opened.fingerprint.hex() if opened.fingerprint else "", say=say,
     )  # fmt: skip
+    if items is not None:
+        write_items(items, {"untrained": compared.base, "adapter": compared.tuned}, {"protocol": compared.protocol})
     if as_json:
         print_json({"model": config.model.name, "adapter": opened.label, **compared.to_json()})
     else:

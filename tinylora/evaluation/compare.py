@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import ItemResult, evaluate, protocol_of
+from tinylora.evaluation.items import read_untrained, write_items
 from tinylora.evaluation.statistics import PairedResult, Share, paired_result
 from tinylora.tasks.public_sets import HAVE_DEFAULTS
 from tinylora.training.config import RunConfig, TaskConfig
@@ -120,13 +121,18 @@ def compare(
     num_items: int = 0,
     temperature: float = 0.0,
     seed: int = 0,
+    untrained: Path | None = None,
+    base_id: str = "",
     say: Say,
 ) -> Comparison:
     """Evaluate v = 0 and `v` (groups, u) on the first `num_items` test items (0: the config's eval.num_test, or all).
 
     against: another vector to compare with, instead of v = 0: the same numbers, of which `v` is a rounding.
+    untrained: a file of the untrained model's replies, which are taken from it if it is there and else written to it;
+    base_id tells bases apart there.
 
-    Raises: UserError if v does not fit the model, the task has no such items, or a scorer fails.
+    Raises: UserError if v does not fit the model, the task has no such items, a scorer fails, or the file holds the
+    replies of something else.
     """
     assert bench.task is not None
     bench.adapter.write(v)  # refuses a wrong shape before anything is generated
@@ -164,8 +170,15 @@ def compare(
         return tuple(results)
 
     names = ("untrained", "adapter") if against is None else ("adapter", "rounded")
-    base, tuned = run(against, names[0]), run(v, names[1])
     protocol = protocol_of(config, bench.task, items, temperature=temperature, seed=seed)
+    # The engine and the dtype round differently, so replies of another one are no partner in a paired comparison.
+    about = {"protocol": protocol, "base": base_id, "engine": bench.engine.name, "dtype": config.model.dtype}
+    kept = read_untrained(untrained, about) if untrained is not None else None
+    if kept is not None:
+        say(f"the untrained model's replies are taken from {untrained}")
+    base, tuned = kept or run(against, names[0]), run(v, names[1])
+    if untrained is not None and kept is None:
+        write_items(untrained, {"untrained": base}, about)
     return replace(from_results(headline, base, tuned), names=names, protocol=protocol)
 
 

@@ -46,6 +46,7 @@ class Figure:
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     svg: str
+    """An element of an HTML page, in its colours; `standalone_svg` makes a file of it."""
     png: bytes
 
     def csv(self) -> str:
@@ -66,9 +67,14 @@ def draw_figure(
     draw: Callable[[Any], None],
     *,
     height: float = 2.55,
+    width: float = WIDTH,
+    panels: int = 1,
     has_legend: bool = False,
 ) -> Figure:
-    """`draw(axes)` draws the rows; height in inches. With has_legend, what is labelled is named above the axes."""
+    """`draw(axes)` draws the rows; width, height in inches. With has_legend, what is labelled is named above the axes.
+
+    Of several panels, which stand one above the other on a shared axis, `draw` gets the list.
+    """
     style = {
         "svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": 9, "legend.fontsize": 7.8,
         "font.family": "DejaVu Sans", "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.labelsize": 8.5,
@@ -81,12 +87,12 @@ def draw_figure(
     # A label in a script that the font lacks is drawn as boxes in the PNG; that is no reason to warn or to stop.
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
+        drawing = Drawing(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawing)
-        axes = drawing.add_subplot()
-        draw(axes)
+        axes = list(drawing.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+        draw(axes if panels > 1 else axes[0])
         if has_legend:
-            drawing.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, handlelength=1.4,
+            drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, handlelength=1.4,
                            columnspacing=1.0, handletextpad=0.5, borderaxespad=0.1)  # fmt: skip
         drawing.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         drawing.savefig(png, format="png", dpi=180, facecolor="white")
@@ -114,6 +120,16 @@ def inline_svg(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"<svg\b[^>]*>", lambda _: root, svg, count=1)
     body = re.sub(r"<[^>]*>", lambda tag: _adapted(tag[0], name), svg[len(root) :])
     return root + re.sub(r">\s+<", "><", body).strip()
+
+
+def standalone_svg(figure: Figure) -> str:
+    """A figure's SVG as a file of its own: light colours on white, for a viewer without the page's variables."""
+    svg = figure.svg
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(variable, colour)
+    root = svg[: svg.index(">")]
+    named = f'{root} xmlns="http://www.w3.org/2000/svg" font-family="DejaVu Sans, Verdana, sans-serif"'
+    return f'{named}><rect width="100%" height="100%" fill="white"/>{svg[len(root) + 1 :]}\n'
 
 
 def _adapted(tag: str, name: str) -> str:

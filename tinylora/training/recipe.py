@@ -67,7 +67,7 @@ def _find(name_or_path: str) -> Path:
     if not path.is_file():
         names = sorted(p.stem for p in folder.glob("*.toml"))
         raise UserError(
-            f"no recipe is named {name_or_path!r}{_closest(name_or_path, names)}; "
+            f"no recipe is named {name_or_path!r}{closest(name_or_path, names)}; "
             f"there are {', '.join(names) or 'none'}, or give the path of a .toml file"
         )
     return path
@@ -161,7 +161,7 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
         if any(value == choice and type(value) is type(choice) for choice in args):
             return value
         if isinstance(value, str):
-            hint = _closest(value, [str(choice) for choice in args])
+            hint = closest(value, [str(choice) for choice in args])
             raise UserError(f"recipe key {key} must be {describe_type(annotation)}, got {value!r}{hint}")
     elif origin is tuple:
         if isinstance(value, list):
@@ -215,7 +215,7 @@ def describe_type(annotation: Any) -> str:
 def _unknown(name: str, prefix: str, allowed: Iterable[str]) -> UserError:
     allowed = list(allowed)
     what, where = ("key", f"in section [{prefix}]") if prefix else ("section", "in the recipe")
-    message = f"unknown {what} {name!r} {where}{_closest(name, allowed)}; allowed: {', '.join(allowed)}"
+    message = f"unknown {what} {name!r} {where}{closest(name, allowed)}; allowed: {', '.join(allowed)}"
     if prefix:
         return UserError(message)
     # A key without its section is a common slip, and so are two sections mixed up.
@@ -223,7 +223,8 @@ def _unknown(name: str, prefix: str, allowed: Iterable[str]) -> UserError:
     return UserError(f"{message}{f' ({name} is a key of [{homes[0]}])' if homes else ''}")
 
 
-def _closest(name: str, allowed: Sequence[str]) -> str:
+def closest(name: str, allowed: Sequence[str]) -> str:
+    """ ", did you mean 'lr'?", or nothing, to end a sentence about an unknown name."""
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
 

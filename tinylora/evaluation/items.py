@@ -1,0 +1,65 @@
+"""Replies of a comparison as JSONL, a line an item and condition: every reported number can be recomputed from it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from tinylora.errors import UserError
+from tinylora.evaluation.evaluate import ItemResult
+from tinylora.reporting.metrics import no_room_is_a_user_error
+from tinylora.training.run_folder import write_atomically
+
+_FIELDS = tuple(one.name for one in fields(ItemResult))
+
+
+def write_items(path: Path, conditions: Mapping[str, Sequence[ItemResult]], about: Mapping[str, str]) -> None:
+    """Replace the file, atomically. `about` stands in every line, so that a line says what it belongs to."""
+    lines = [
+        json.dumps({"condition": name, **about, **asdict(result)}, ensure_ascii=False) + "\n"
+        for name, results in conditions.items()
+        for result in results
+    ]
+    with no_room_is_a_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(lines).encode("utf-8", errors="replace"))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of items. Raises: UserError if it cannot be read or a line is none."""
+    try:
+        # not splitlines: a reply may hold other characters that it takes for line ends
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, and it is made again") from error
+    if not rows or not all(isinstance(row, dict) and {"condition", *_FIELDS} <= set(row) for row in rows):
+        raise UserError(
+            f"{path} holds no replies as tinylora eval --items writes them; remove it, or name another file"
+        )
+    return rows
+
+
+def read_items(path: Path, condition: str) -> list[ItemResult]:
+    """One condition's replies, in their order. Raises: UserError as `read_rows`, or if there are none."""
+    rows = [row for row in read_rows(path) if row["condition"] == condition]
+    if not rows:
+        raise UserError(f"{path} holds no replies of the condition {condition!r}")
+    return [ItemResult(**{name: row[name] for name in _FIELDS}) for row in rows]
+
+
+def read_untrained(path: Path, about: Mapping[str, str]) -> tuple[ItemResult, ...] | None:
+    """The untrained model's replies if the file is there. Raises: UserError if they are of other items or base."""
+    if not path.exists():
+        return None
+    rows = read_rows(path)
+    for key, value in about.items():
+        for row in rows:
+            if row.get(key) != value:
+                raise UserError(
+                    f"{path} holds replies to something else ({key} {row.get(key)!r} there, {value!r} here); "
+                    "name another file with --untrained"
+                )
+    return tuple(read_items(path, "untrained"))

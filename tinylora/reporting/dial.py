@@ -1,0 +1,209 @@
+"""The figure of a sweep: accuracy against the number of trained numbers, from results.json alone.
+
+Small open marks are runs, one a seed; full ones the mean of a cell, joined by a line where a method has several sizes.
+Colour is the algorithm, shape the method. Two panels share the axis: strict, and value only. What was not run is named
+below and has its line in the CSV.
+"""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinylora.errors import UserError
+from tinylora.reporting.figures import DASHES, LIGHT, PAPER, SOFT, Figure, draw_figure, short, standalone_svg
+
+PANELS = (("strict", "strict"), ("value_only", "value only"))
+ALGORITHMS = {"grpo": ("RL (grpo)", LIGHT[0]), "sft": ("SFT", LIGHT[1]), "rft": ("RFT", LIGHT[2])}
+"""Name and colour. Blue, orange and green of different lightness; the line's dashes tell them apart, too."""
+SHAPES = {
+    "tinylora": "o", "lora-xs": "s", "lora": "^", "dora": "v", "vera": "<", "ia3": ">", "adapter": "D", "full": "*",
+}  # fmt: skip
+NAMES = {
+    "tinylora": "TinyLoRA", "lora-xs": "LoRA-XS", "lora": "LoRA", "dora": "DoRA", "vera": "VeRA", "ia3": "IA3",
+    "adapter": "adapter layers", "full": "all weights",
+}  # fmt: skip
+ASIDE = 1.1
+"""Algorithms at the same size stand beside each other, this factor to the left and right."""
+FURTHER = 1.3
+"""The runs stand this factor further out than their mean, so that none hides behind it."""
+COLUMNS = (
+    "results", "cell", "method", "label", "algorithm", "state", "seed", "projection_seed", "chosen", "trained_numbers",
+    "untrained", "strict_correct", "value_only_correct", "total",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dial:
+    """What was written."""
+
+    files: tuple[Path, ...]
+    caption: str
+    not_run: tuple[str, ...]
+
+
+def write_dial(paths: Sequence[Path], out: Path | None = None) -> Dial:
+    """Draw the results of one sweep or several, as PNG, SVG and CSV beside each other (figure.* beside the first).
+
+    Raises: UserError for files that are no results, or in which no cell has been run yet.
+    """
+    loaded = [_load(path) for path in paths]
+    rows, untrained = _rows(paths, loaded), _untrained(loaded)
+    if not any(row[5] == "done" for row in rows):
+        raise UserError(f"nothing has been evaluated yet in {', '.join(map(str, paths))}; run the sweep first")
+    not_run = tuple(dict.fromkeys(_missing(loaded)))
+    figure = _draw(rows, untrained, not_run)
+    target = out if out is not None else paths[0].with_name("figure.png")
+    stem = target.with_suffix("") if target.suffix in (".png", ".svg", ".csv") else target
+    files = tuple(stem.with_name(stem.name + suffix) for suffix in (".png", ".svg", ".csv"))
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        files[0].write_bytes(figure.png)
+        files[1].write_text(standalone_svg(figure), encoding="utf-8")
+        files[2].write_text(figure.csv(), encoding="utf-8")
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"cannot write {stem} ({error.strerror}); name another file with --out") from error
+    return Dial(files=files, caption=figure.caption, not_run=not_run)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no results.json of a sweep: {error}") from error
+    known = isinstance(results, dict) and results.get("version") == 1 and {"cells", "untrained"} <= set(results)
+    if not known:
+        raise UserError(f"{path} is no results.json of a sweep as this version writes them")
+    return dict(results)
+
+
+def _rows(paths: Sequence[Path], loaded: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    rows = []
+    for path, results in zip(paths, loaded, strict=True):
+        for cell in results["cells"]:
+            for run in cell["runs"]:
+                done = run["state"] == "done"
+                chosen = " ".join(f"{key}={value}" for key, value in (run["chosen"] or {}).items())
+                rows.append((
+                    path.parent.name, cell["name"], cell["method"], cell["label"], cell["algorithm"], run["state"],
+                    run["seed"], run["projection_seed"], chosen,
+                    run["trained_numbers"] if done else cell["trained_numbers"],
+                    run["untrained"] if done else None,
+                    *(run[score]["tuned"]["correct"] if done else None for score, _ in PANELS),
+                    run["strict"]["tuned"]["total"] if done else None,
+                ))  # fmt: skip
+    return rows
+
+
+def _untrained(loaded: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {key: one for results in loaded for key, one in results["untrained"].items()}
+
+
+def _missing(loaded: Sequence[dict[str, Any]]) -> list[str]:
+    """Cells, or seeds of them, that have no result, with the reason."""
+    words = []
+    for results in loaded:
+        for cell in results["cells"]:
+            open_ = [run for run in cell["runs"] if run["state"] != "done"]
+            if not open_:
+                continue
+            states = "/".join(dict.fromkeys(run["state"] for run in open_))
+            seeds = ", ".join(str(run["seed"]) for run in open_)
+            which = "" if len(open_) == len(cell["runs"]) else f" seed {seeds}"
+            words.append(f"{cell['name']}{which}" + ("" if states == "not run" else f" ({states})"))
+    return words
+
+
+def _draw(rows: list[tuple[Any, ...]], untrained: dict[str, dict[str, Any]], not_run: Sequence[str]) -> Figure:
+    done = [dict(zip(COLUMNS, row, strict=True)) for row in rows if row[5] == "done"]
+    algorithms = [name for name in ALGORITHMS if any(row["algorithm"] == name for row in done)]
+    methods = [name for name in SHAPES if any(row["method"] == name for row in done)]
+
+    def aside(algorithm: str) -> tuple[float, float]:
+        place = algorithms.index(algorithm) - (len(algorithms) - 1) / 2
+        return ASIDE ** (2 * place), ASIDE ** (2 * place) * FURTHER ** (1 if place > 0 else -1)
+
+    def draw(panels: Any) -> None:
+        for axes, (score, name) in zip(panels, PANELS, strict=True):
+            _draw_untrained(axes, untrained, score)
+            for algorithm in algorithms:
+                colour, dash = ALGORITHMS[algorithm][1], DASHES[algorithms.index(algorithm)]
+                for method in methods:
+                    own = [row for row in done if (row["algorithm"], row["method"]) == (algorithm, method)]
+                    _draw_series(axes, own, f"{score}_correct", aside(algorithm), colour, dash, SHAPES[method])
+            axes.set_xscale("log")
+            axes.set_ylabel(f"{name}, % of test items")
+            axes.margins(x=0.05, y=0.08)
+            axes.minorticks_off()
+        axes = panels[-1]
+        axes.set_xlabel(_below(not_run), linespacing=1.5)
+        axes.xaxis.set_major_formatter(lambda value, _: _short_number(value))
+        _name_everything(panels[0], algorithms, methods)
+
+    totals = sorted({row["total"] for row in done})
+    items = " or ".join(f"{total:,}" for total in totals)
+    caption = (
+        f"Accuracy on {items} held-out test items, greedy, against the number of trained numbers. Small open marks: "
+        "runs, one a seed; full ones and lines: their mean. Grey line and band: the untrained model with its 95 % "
+        f"Wilson interval.{' Not run: ' + ', '.join(not_run) + '.' if not_run else ''}"
+    )
+    title = "Accuracy against trained numbers"
+    return draw_figure(
+        "dial", title, caption, "sweep", COLUMNS, rows, draw, height=6.0, width=5.4, panels=2, has_legend=True
+    )
+
+
+def _draw_series(
+    axes: Any, rows: Sequence[dict[str, Any]], key: str, places: tuple[float, float], colour: str, dash: Any, shape: str
+) -> None:
+    """One method by one algorithm; `places`: the factors by which means and runs stand beside their size."""
+    larger = 1.5 if shape == "*" else 1.0  # a star of the same size looks smaller
+    means = []
+    cells = dict.fromkeys((row["trained_numbers"], row["results"], row["cell"]) for row in rows)
+    for size, *cell in sorted(cells):
+        own = [row for row in rows if [row["results"], row["cell"]] == cell]
+        shares = [100 * row[key] / row["total"] for row in own]
+        if len(shares) > 1:
+            axes.plot([size * places[1]] * len(shares), shares, color=colour, linestyle="none", marker=shape,
+                      markersize=3.4 * larger, markerfacecolor="none", markeredgewidth=0.9, zorder=3)  # fmt: skip
+        means.append((size * places[0], sum(shares) / len(shares)))
+    if means:
+        axes.plot(*zip(*means, strict=True), color=colour, linestyle=dash, linewidth=1.2, marker=shape,
+                  markersize=6.2 * larger, markeredgecolor=PAPER, markeredgewidth=0.7, zorder=4)  # fmt: skip
+
+
+def _draw_untrained(axes: Any, untrained: dict[str, dict[str, Any]], score: str) -> None:
+    for one in untrained.values():
+        share = one[score]
+        low, high = share["interval"]
+        axes.axhspan(100 * low, 100 * high, color=SOFT, alpha=0.14, linewidth=0, zorder=0)
+        axes.axhline(100 * share["correct"] / share["total"], color=SOFT, linewidth=1.0, zorder=1)
+
+
+def _name_everything(axes: Any, algorithms: Sequence[str], methods: Sequence[str]) -> None:
+    """Lines of the legend: what a colour means, what a shape means, the untrained model."""
+    for index, algorithm in enumerate(algorithms):
+        name, colour = ALGORITHMS[algorithm]
+        axes.plot([], [], color=colour, linestyle=DASHES[index], linewidth=2.2, label=name)
+    axes.plot([], [], color=SOFT, linewidth=1.0, label="untrained, 95 % interval")
+    for method in methods:
+        axes.plot([], [], color=SOFT, linestyle="none", marker=SHAPES[method], markersize=6, label=NAMES[method])
+
+
+def _below(not_run: Sequence[str]) -> str:
+    label = "trained numbers"
+    if not_run:
+        label += "\n" + textwrap.fill("Not run: " + ", ".join(short(one) for one in not_run), 88)
+    return label
+
+
+def _short_number(value: float) -> str:
+    """1, 10, 1 000 as 1k, 10M."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

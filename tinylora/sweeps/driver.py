@@ -1,0 +1,396 @@
+"""Run a sweep: one child process a training or evaluation, as many at a time as there are cores.
+
+A child is the command line itself, so that a crash or a full memory takes one run with it and not the sweep. Which job
+is next follows from what the folder holds and the order of the cells; nothing else is remembered.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+import tinylora
+from tinylora.errors import UserError
+from tinylora.sweeps.plan import Choice, Run, Sweep, check_same
+from tinylora.sweeps.results import Results
+from tinylora.sweeps.state import (
+    ITEMS,
+    TALK,
+    Failure,
+    RunState,
+    choose,
+    read_state,
+    untrained_key,
+    validation,
+    write_state,
+)
+from tinylora.training.config import RunConfig
+from tinylora.training.recipe import load_recipe
+
+Say = Callable[[str], None]
+LAST_LINES = 15
+"""Lines of a failed child's output that are kept."""
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 2.0
+"""How often it is looked for new jobs while none has ended; looking takes time from the children."""
+STOP_SECONDS = 30.0
+"""How long interrupted children may take for their last step before they are ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One child to come: a training (or its resumption) or an evaluation."""
+
+    stage: str
+    run: Run
+
+    def describe(self) -> str:
+        """In words."""
+        return f"{self.run.describe()}: {self.stage}"
+
+
+@dataclass(slots=True)
+class Child:
+    """A child at work."""
+
+    job: Job
+    process: "subprocess.Popen[bytes]"
+    talk: IO[bytes]
+    talk_from: int
+    started: float
+    untrained: str = ""
+    """The untrained model's replies that it makes, for which others wait."""
+
+
+class Driver:
+    """Runs a sweep in a folder. `states` and `choices` are what the folder says, kept up to date."""
+
+    def __init__(
+        self, sweep: Sweep, folder: Path, *, jobs: int, threads: int, say: Say, until: datetime | None = None
+    ) -> None:
+        self.sweep, self.folder, self.jobs, self.threads, self.say, self.until = (
+            sweep, folder, jobs, threads, say, until,
+        )  # fmt: skip
+        self.results = Results(sweep, folder)
+        self.states: dict[str, RunState] = {}
+        self.choices: dict[str, tuple[Choice | None, list[dict[str, Any]]]] = {}
+        self.children: list[Child] = []
+        self._tried: set[str] = set()
+        """Runs that failed in this call; those of an earlier one are tried again."""
+        self._waiting = False
+        """Whether a run cannot go on yet because another process trains in it."""
+        self._waited: set[Path] = set()
+
+    # --- the loop ---
+
+    def run(self) -> dict[str, Any]:
+        """Run what is missing; the results, also in results.json. On Ctrl-C children are stopped and it is raised on.
+
+        Raises: UserError for a folder of another sweep, one that another process works in, or that cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write in {self.folder} ({error.strerror}); name another folder with --out"
+            ) from error
+        with self._lock():
+            if not check_same(self.sweep, self.folder):
+                self._begin()
+            try:
+                return self._loop()
+            finally:
+                self._stop()
+
+    def _begin(self) -> None:
+        from tinylora.training.run_folder import write_atomically
+
+        others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".lock")]
+        if others:
+            raise UserError(f"{self.folder} is not empty and holds no sweep (it has {others[0]}); name another folder")
+        write_atomically(self.folder / f"{self.sweep.name}.toml", self.sweep.recipe_text().encode())
+        write_atomically(self.folder / "sweep.toml", self.sweep.text().encode())  # last: it says that the folder is one
+
+    def _loop(self) -> dict[str, Any]:
+        self.look()
+        told_late = False
+        looked = -LOOK_SECONDS
+        while True:
+            if time.monotonic() - looked >= LOOK_SECONDS:
+                jobs, looked = list(self._jobs()), time.monotonic()
+            late = self.until is not None and datetime.now() >= self.until
+            if late and jobs and not told_late:
+                self.say(f"it is past {self.until:%H:%M}: nothing new is begun, what runs is waited for")
+                told_late = True
+            if not late:
+                while jobs and len(self.children) < self.jobs:
+                    self._start(jobs.pop(0))
+            ended = [child for child in self.children if child.process.poll() is not None]
+            if not ended:
+                if not self.children and (late or not (jobs or self._waiting)):
+                    break
+                time.sleep(POLL_SECONDS)
+                continue
+            for child in ended:
+                self._end(child)
+            self._write()
+            looked = -LOOK_SECONDS
+        return self._write()
+
+    def look(self) -> None:
+        """Read the folder."""
+        for cell in self.sweep.cells:
+            for run in cell.candidates():
+                self._state(run)
+            chosen, _ = self._choose(cell.name)
+            if chosen is not None:
+                for run in cell.runs(chosen):
+                    self._state(run)
+
+    def _state(self, run: Run) -> RunState:
+        if run.path not in self.states:
+            self.states[run.path] = read_state(self.folder / run.path)
+        return self.states[run.path]
+
+    def _choose(self, name: str) -> tuple[Choice | None, list[dict[str, Any]]]:
+        """What validation chose for a cell; None until every candidate has been trained or has failed."""
+        cell = next(one for one in self.sweep.cells if one.name == name)
+        if not cell.choose:
+            self.choices[name] = ((), [])
+        elif self.choices.get(name, (None, []))[0] is None:
+            candidates = cell.candidates()
+            states = [self._state(run) for run in candidates]
+            chosen, rows = choose(candidates, states)
+            open_ = any(not s.trained and r.path not in self._tried for r, s in zip(candidates, states, strict=True))
+            self.choices[name] = (None if open_ else chosen, rows)
+        return self.choices[name]
+
+    def _jobs(self) -> Iterator[Job]:
+        """What could begin now, in the order of worth: a cell's candidates, then its runs, then the next cell's."""
+        busy = {child.job.run.path for child in self.children}
+        makes = {child.untrained for child in self.children if child.untrained}
+        self._waiting = False
+        for cell in self.sweep.cells:
+            chosen, _ = self._choose(cell.name)
+            runs = cell.candidates() if chosen is None else cell.runs(chosen)
+            for run in runs:
+                state = self._state(run)
+                if run.path in busy or run.path in self._tried:
+                    continue
+                if not state.trained:
+                    if self._is_free(state):
+                        yield Job("training", run)
+                elif chosen is not None and not state.evaluated:
+                    missing = self._untrained_to_make(state)
+                    if missing not in makes:
+                        makes |= {missing} - {""}
+                        yield Job("evaluation", run)
+
+    def _is_free(self, state: RunState) -> bool:
+        """Whether no process trains in the run folder: one left by a killed sweep takes a moment to end."""
+        if state.run is None or not (state.run / ".lock").exists():
+            return True
+        lock = FileLock(state.run / ".lock", fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if state.run not in self._waited:
+                self.say(f"waiting for the process that still trains in {state.run}")
+                self._waited.add(state.run)
+            self._waiting = True
+            return False
+        lock.release()
+        return True
+
+    def _untrained(self, state: RunState) -> Path:
+        assert state.run is not None
+        key = untrained_key(load_recipe(str(state.run / "config.toml")), self.sweep.num_items)
+        return self.folder / "untrained" / f"{key}.jsonl"
+
+    def _untrained_to_make(self, state: RunState) -> str:
+        path = self._untrained(state)
+        return "" if path.exists() else path.name
+
+    # --- children ---
+
+    def _words(self, job: Job) -> list[str]:
+        """The command of a job."""
+        state = self.states[job.run.path]
+        if job.stage == "training":
+            if state.run is not None:
+                return ["train", "--resume", str(state.run)]
+            settings = [*job.run.settings(), f"train.num_threads={self.threads}", "eval.num_test=0"]
+            sets = [word for one in settings for word in ("--set", one)]
+            return ["train", str(self.folder / f"{self.sweep.name}.toml"), "--out", str(state.folder), *sets]
+        assert state.run is not None
+        device = load_recipe(str(state.run / "config.toml")).model.device
+        return [
+            "eval", str(state.run), "--num-items", str(self.sweep.num_items), "--items", str(state.folder / ITEMS),
+            "--untrained", str(self._untrained(state)),
+            "--set", f"train.num_threads={self.threads}", "--set", f"model.device={device}",
+        ]  # fmt: skip
+
+    def _start(self, job: Job) -> None:
+        state = self.states[job.run.path]
+        state.folder.mkdir(parents=True, exist_ok=True)
+        if state.failure is not None:  # of an earlier call: tried again
+            state = self.states[job.run.path] = write_state(replace(state, failure=None))
+        words = self._words(job)
+        talk = (state.folder / TALK).open("ab")
+        talk.write(f"$ tinylora {' '.join(words)}\n".encode())
+        talk.flush()
+        root = str(Path(tinylora.__file__).resolve().parents[1])
+        program = f"import sys; sys.path.append({root!r}); from tinylora.sweeps.child import main; main()"
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program, *words],
+            stdin=subprocess.PIPE, stdout=talk, stderr=talk, env=environment,
+            start_new_session=True,  # Ctrl-C comes to us alone; we then stop them one by one
+        )  # fmt: skip
+        makes = self._untrained_to_make(state) if job.stage == "evaluation" else ""
+        self.children.append(Child(job, process, talk, talk.tell(), time.monotonic(), makes))
+        resumed = " goes on" if job.stage == "training" and state.run is not None else ""
+        self.say(f"{job.describe()}{resumed}")
+
+    def _end(self, child: Child) -> None:
+        """Take down how a child ended."""
+        code, job = child.process.returncode, child.job
+        self._close(child)
+        seconds = round(time.monotonic() - child.started, 1)
+        found = read_state(self.folder / job.run.path)
+        if job.stage == "training" and code == 0:
+            state = replace(found, trained=True, train_seconds=seconds)
+        elif job.stage == "evaluation" and code == 0:
+            state = replace(found, evaluated=True, eval_seconds=seconds)
+        else:
+            lines = tuple(last_lines(found.folder / TALK, child.talk_from))
+            state = replace(found, failure=Failure(stage=job.stage, code=code, lines=lines))
+            self._tried.add(job.run.path)
+        state = self.states[job.run.path] = write_state(state)
+        self._choose(job.run.cell.name)
+        if state.failure is not None:
+            because = f": {state.failure.lines[-1]}" if state.failure.lines else ""
+            self.say(f"{job.describe()} FAILED after {clock(seconds)} (exit code {code}){because}")
+        else:
+            self.say(f"{job.describe()} done in {clock(seconds)}{self._score(job, state)}; {self.time_left()}")
+
+    def _score(self, job: Job, state: RunState) -> str:
+        if job.stage == "training":
+            score = validation(state.run) if state.run is not None else None
+            return f", validation reward {score['reward']:.3f}" if score else ""
+        return ""
+
+    def _close(self, child: Child) -> None:
+        self.children.remove(child)
+        child.talk.close()
+        if child.process.stdin is not None:
+            child.process.stdin.close()
+
+    def _stop(self) -> None:
+        """Interrupt what still runs, wait for its last step, and end what does not end."""
+        if not self.children:
+            return
+        self.say(f"stopping {len(self.children)} children")
+        for child in self.children:
+            if child.process.stdin is not None:
+                child.process.stdin.close()  # which they take for Ctrl-C (child.py)
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            for child in list(self.children):
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):  # or a second Ctrl-C
+            for child in self.children:
+                child.process.kill()
+        for child in list(self.children):
+            child.process.wait()
+            self._close(child)
+            self.states[child.job.run.path] = read_state(self.folder / child.job.run.path)
+        self._write()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        lock = FileLock(self.folder / ".lock", fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"{self.folder} is in use by another sweep; wait for it to end, or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # --- what is known, and what is left ---
+
+    def _write(self) -> dict[str, Any]:
+        for cell in self.sweep.cells:
+            self._choose(cell.name)
+        results = self.results.gather(self.states, self.choices)
+        self.results.write(results)
+        return results
+
+    def time_left(self) -> str:
+        """From finished jobs of the same kind; says so where there are none yet."""
+        took: dict[str, list[float]] = {}
+        left: dict[str, int] = {}
+        for cell in self.sweep.cells:
+            chosen, _ = self.choices.get(cell.name, (None, []))
+            config = self.sweep.config(cell.candidates()[0])
+            kind = kind_of(config)
+            runs = cell.runs(chosen) if chosen is not None else []
+            known = {run.path: run for run in [*cell.candidates(), *runs]}
+            states = [self.states[path] for path in known if path in self.states]
+            for what, name in (("train_seconds", "training"), ("eval_seconds", "evaluation")):
+                took.setdefault(f"{name} {kind}", []).extend(
+                    seconds for state in states if (seconds := getattr(state, what)) is not None
+                )
+            gone = {path for path in known if path in self._tried}
+            to_train = cell.num_trainings() - sum(s.trained for s in states) - len(gone)
+            to_judge = len(cell.seeds) * len(cell.projection_seeds) - sum(s.evaluated for s in states)
+            left[f"training {kind}"] = left.get(f"training {kind}", 0) + max(0, to_train)
+            left[f"evaluation {kind}"] = left.get(f"evaluation {kind}", 0) + max(0, to_judge - len(gone))
+        return left_in_words(took, left, self.jobs)
+
+
+def kind_of(config: RunConfig) -> str:
+    """Trainings of one kind take about equally long: method, size of its layers, algorithm, steps, samples."""
+    size = "" if config.method.name in ("tinylora", "ia3", "full") else f" {config.method.rank}"
+    step = config.grpo.prompts_per_step * config.grpo.group_size
+    return f"{config.method.name}{size} {config.train.algorithm} {config.train.steps} x {step}"
+
+
+def left_in_words(took: dict[str, list[float]], left: dict[str, int], jobs: int) -> str:
+    """The time left of so many jobs of each kind, given the seconds of those that are done."""
+    open_ = {kind: count for kind, count in left.items() if count}
+    unknown = sum(count for kind, count in open_.items() if not took.get(kind))
+    seconds = sum(count * sum(took[kind]) / len(took[kind]) for kind, count in open_.items() if took.get(kind)) / jobs
+    if not open_:
+        return "nothing left"
+    if unknown == sum(open_.values()):
+        return f"time left unknown ({unknown} jobs, none of their kind has ended yet)"
+    if unknown:
+        return f"time left: {clock(seconds)}, and unknown for {unknown} jobs of kinds none of which has ended yet"
+    return f"about {clock(seconds)} left"
+
+
+def clock(seconds: float) -> str:
+    """47 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def last_lines(path: Path, start: int) -> Sequence[str]:
+    """The last lines of a file from a byte on."""
+    with path.open("rb") as file:
+        file.seek(max(start, path.stat().st_size - 100_000))
+        text = file.read().decode("utf-8", errors="replace")
+    return [line for line in text.split("\n") if line.strip()][-LAST_LINES:]
