@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tinylora.adapter.attach import AttachedAdapter, attach_explicit
 from tinylora.adapter.code import from_code, looks_like_a_code
 from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.explicit import FILE as EXPLICIT_FILE
 from tinylora.adapter.explicit import FORMAT as EXPLICIT_FORMAT
 from tinylora.adapter.explicit import ExplicitFactors, load_explicit
 from tinylora.adapter.portable import MAGIC, PortableAdapter, ValueType, parse_adapter, round_values
@@ -214,8 +215,16 @@ def _from_run(path: Path, label: str) -> Adapter:
         raise UserError(f"{path} is inconsistent: its basis check is no hex text; get it again") from error
     if fingerprint is None:
         check = b""  # without a base it says nothing
+    explicit = None
+    if run.adapter.basis == "gradient":
+        factors = path.parent / EXPLICIT_FILE
+        if not factors.is_file():
+            raise UserError(
+                f"{label} is on a basis of its run's own, and {factors} is not there; give the run's folder as it was"
+            )
+        explicit = replace(load_explicit(factors), v=v)
     return Adapter(
-        label=label, v=v, config=run.adapter, run=run,
+        label=label, v=v, config=None if explicit else run.adapter, explicit=explicit, run=run,
         fingerprint=fingerprint, check=check,
     )  # fmt: skip
 

@@ -70,6 +70,8 @@ def _build(
 
 
 def _factors(weight: Tensor, config: AdapterConfig, path: str) -> Factors:
+    if config.basis == "gradient":
+        raise UserError("a gradient's basis comes from a batch of a task: tinylora train finds and keeps it")
     if config.basis == "svd":
         return svd_factors(weight, config.rank)
     if config.basis == "sketch":

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from tinylora.errors import UserError
 
 Tying = Literal["tiled", "structured", "all", "none"]
-BasisKind = Literal["svd", "random", "sketch"]
+BasisKind = Literal["svd", "random", "sketch", "gradient"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class AdapterConfig:
     targets: tuple[str, ...] = ("all-linear",)
     """Modules to adapt: a suffix (q_proj), a glob (model.layers.*.mlp.*), or all-linear (all but the output head)."""
     basis: BasisKind = "svd"
-    """Where U, S, V come from: svd (of the frozen weight), random, or sketch."""
+    """Where U, S, V come from: svd (of the frozen weight), random, sketch, or gradient (of the reward on one batch)."""
     seed: int = 0
     """Seed of P, and of the basis where that is random."""
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from tinylora.errors import UserError
 
 FORMAT = "tinylora-factors-1"
+FILE = "basis.safetensors"
+"""In the folder of a run whose basis nobody can rebuild (adapter.basis = gradient)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -7,6 +7,7 @@ as P and nothing shared, so it has that layer's engine and learner; R starts at 
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def put_method_on(
 
     Raises: UserError for targets that match nothing, a rank too large, or a library that is not there.
     """
+    if adapter.basis == "gradient":  # found by training on a batch, which this stands in for until then
+        if method.name != "tinylora":
+            raise UserError(f"adapter.basis = gradient is for method tinylora, got {method.name}; take svd")
+        adapter = replace(adapter, basis="svd")
     if method.name == "tinylora":
         return attach(model, adapter, cache_dir=cache_dir, source=source)
     if method.name == "lora-xs":

@@ -26,6 +26,7 @@ from tinylora.reporting.trackers import make_trackers
 from tinylora.tasks.base import Split, Task
 from tinylora.training.adapter_file import BEST, LAST, PORTABLE, save_vector
 from tinylora.training.config import RunConfig
+from tinylora.training.gradient_basis import with_gradient_basis
 from tinylora.training.grpo import grpo_step, make_optimizer
 from tinylora.training.learner import Learner, Row
 from tinylora.training.liveness import check_liveness
@@ -166,6 +167,8 @@ def _fingerprint(task: Task) -> str:
 
 
 def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
+    if bench.config.adapter.basis == "gradient":
+        bench = with_gradient_basis(bench, folder, say)
     config, task, adapter = bench.config, bench.task, bench.adapter
     assert task is not None
     v = adapter.zeros().requires_grad_(True)
@@ -249,7 +252,7 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     if isinstance(adapter, MethodAdapter) and config.method.name in THROUGH_PEFT:
         write_peft_adapter(folder.path / "peft", adapter, kept, base_name=config.model.name)
         say(f"and as PEFT's own adapter: {folder.path / 'peft'}")
-    if "basis_check" in facts and config.method.name == "tinylora":
+    if "basis_check" in facts and config.method.name == "tinylora" and config.adapter.basis != "gradient":
         data = open_adapter(folder.path / BEST).to_portable().to_bytes()
         write_atomically(folder.path / PORTABLE, data)
         as_text = f"; as text: tinylora encode {folder.path}" if fits_a_code(data) else ""
