@@ -102,6 +102,5 @@ def test_without_differences_in_reward_there_is_no_gradient(
 def test_it_is_tinyloras_and_needs_a_run(tiny_folder: Path, tiny_llama: PreTrainedModel, fresh_cache: Path) -> None:
     with pytest.raises(UserError, match="comes from a batch of a task"):
         attach(tiny_llama, AdapterConfig(basis="gradient"))
-    config = tiny_config(tiny_folder, adapter={"basis": "gradient"}, method={"name": "lora"})
-    with pytest.raises(UserError, match="is for method tinylora, got lora"):
-        open_workbench(config, task=ByteTask(), say=quiet)
+    with pytest.raises(UserError, match=r"method\.name must be tinylora where adapter\.basis is gradient, got 'lora'"):
+        tiny_config(tiny_folder, adapter={"basis": "gradient"}, method={"name": "lora"})

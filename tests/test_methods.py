@@ -251,6 +251,11 @@ def test_targets_choose_the_modules(tiny_llama: PreTrainedModel) -> None:
         put_method_on(tiny_llama, MethodConfig(name="adapter"), AdapterConfig(targets=("q_proj",)))
 
 
+def test_a_rank_too_large_names_the_methods_key(tiny_llama: PreTrainedModel) -> None:
+    with pytest.raises(UserError, match=r"method\.rank 17 exceeds the smallest dimension"):
+        put_on(tiny_llama, "lora-xs", rank=17)
+
+
 def test_settings_out_of_range_name_what_is_allowed() -> None:
     for wrong in ({"name": "lorra"}, {"rank": 0}, {"alpha": 0.0}, {"alpha": float("nan")}):
         with pytest.raises(UserError, match=r"method\.(name|rank|alpha) must be"):

@@ -42,14 +42,15 @@ def put_method_on(
     Raises: UserError for targets that match nothing, a rank too large, or a library that is not there.
     """
     if adapter.basis == "gradient":  # found by training on a batch, which this stands in for until then
-        if method.name != "tinylora":
-            raise UserError(f"adapter.basis = gradient is for method tinylora, got {method.name}; take svd")
         adapter = replace(adapter, basis="svd")
     if method.name == "tinylora":
         return attach(model, adapter, cache_dir=cache_dir, source=source)
     if method.name == "lora-xs":
         config = lora_xs_config(method, adapter)
-        return attach(model, config, cache_dir=cache_dir, source=source, projections=elementary)
+        try:
+            return attach(model, config, cache_dir=cache_dir, source=source, projections=elementary)
+        except UserError as error:  # the key that the user has set is another one
+            raise UserError(str(error).replace("adapter.rank", "method.rank")) from error
     if method.name == "full":
         names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
         if not names:

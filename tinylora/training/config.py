@@ -296,4 +296,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         finite = all(math.isfinite(weight) for weight in self.reward.values())
         useful = finite and any(weight != 0 for weight in self.reward.values())
+        own = self.method.name == "tinylora" or self.adapter.basis != "gradient"
+        _require(own, "method.name", "tinylora where adapter.basis is gradient", self.method.name)
         _require(useful, "reward", "finite weights of the task's scores, at least one of them not 0", self.reward)
