@@ -5,7 +5,7 @@ Each measurement is a process of its own (peak memory is a process's), methods i
 of each is not counted. `said` is what `tinylora train --dry-run` says, taken on the same machine at the same load; its
 time is for full token budgets, so it is also given for the mean length that was sampled.
 
-    python bench/methods.py [--rounds 2] [--steps 3] [--threads 2] [--dtype auto] [--only lora,full] [--save]
+    python bench/methods.py [--rounds 2] [--steps 3] [--threads 2] [--dtype auto] [--only "lora;full"] [--save]
 """
 
 import argparse
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--only", default="", help="cases that begin so, separated by commas")
+    parser.add_argument("--only", default="", help="cases that begin so, separated by semicolons")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     parser.add_argument("--say", nargs=2, default=None, help=argparse.SUPPRESS)
@@ -127,7 +127,7 @@ def main() -> None:
     if args.say:
         print(json.dumps(say_before(args.say[0], args.threads, args.dtype, float(args.say[1]))))
         return
-    cases = [case for case in CASES if not args.only or case.startswith(tuple(args.only.split(",")))]
+    cases = [case for case in CASES if not args.only or case.startswith(tuple(args.only.split(";")))]
     rounds: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
     common = ["--steps", str(args.steps), "--dtype", args.dtype]
     for _ in range(args.rounds):
