@@ -140,6 +140,14 @@ class AttachedAdapter:
             raise UserError(f"{len(value)} vectors, one per row, have no one update; write one v")
         return value[self.groups[self.paths.index(path)]].detach().double().cpu()
 
+    def refuse_quantised(self, reason: str) -> None:
+        """Raises: UserError, with the reason, if the base is quantised."""
+        if kind := self.quantisation:
+            raise UserError(
+                f"the base is quantised ({kind}) and {reason}; keep the adapter beside it, or export it with --to lora "
+                "for the same quantised base"
+            )
+
     def check(self) -> bytes:
         """Four bytes that another machine compares with its own basis (check.py)."""
         return basis_check(self.paths, self.factors, self.projections, self.groups)
@@ -201,11 +209,7 @@ class AttachedAdapter:
         The model itself is not touched: merging in place and taking it back out drifts.
         Raises: UserError if v is one per row, or the base is quantised.
         """
-        if kind := self.quantisation:
-            raise UserError(
-                f"the base is quantised ({kind}) and its weights are never quantised anew, so nothing can be merged into "
-                "them; keep the adapter beside it, or export it with --to lora for the same quantised base"
-            )
+        self.refuse_quantised("its weights are never quantised anew, so nothing can be merged into them")
         merged = {}
         for path, layer in self.layers.items():
             weight = _weight(layer.base)

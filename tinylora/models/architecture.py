@@ -20,6 +20,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2RMSN
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3RMSNorm
 
 from tinylora.adapter.layer import AdaptedLinear
+from tinylora.adapter.quantised import quantisation
 
 
 class Unsupported(Exception):
@@ -168,12 +169,12 @@ def describe(model: PreTrainedModel) -> Architecture:
 
 
 def _check_config(config: Any) -> None:
+    if getattr(config, "quantization_config", None):
+        raise Unsupported("its weights are quantised")
     known = _SIZES | _NO_EFFECT | _LOOKED_AT | set(PreTrainedConfig().to_dict())
     for key, value in config.to_dict().items():
         if key not in known and not key.startswith("_") and value not in (None, False):
             raise Unsupported(f"its config sets {key} = {value!r}, which is not known here")
-    if getattr(config, "quantization_config", None):
-        raise Unsupported("its weights are quantised")
     for kind in getattr(config, "layer_types", None) or ():
         if kind not in ("full_attention", "sliding_attention"):
             raise Unsupported(f"it has layers of type {kind!r}")
@@ -230,6 +231,8 @@ def _norm(module: nn.Module, expected: type) -> nn.Module:
 
 def _linear(module: nn.Module) -> nn.Module:
     inner = module.base if isinstance(module, AdaptedLinear) else module
+    if quantisation(inner):
+        raise Unsupported("its weights are quantised")
     if type(inner) is not nn.Linear or not inner.weight.dtype.is_floating_point:
         raise Unsupported(f"a {type(inner).__name__} stands where a plain linear map is expected")
     return module

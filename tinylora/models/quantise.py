@@ -81,6 +81,15 @@ def _check_gguf(kind: str, source: Source) -> None:
         )
 
 
+def bytes_a_weight(kind: str, itemsize: int) -> float:
+    """Bytes that a weight of a quantised map takes, scales of its group included; those of whole rows are left out."""
+    return {
+        "none": float(itemsize),
+        "bnb-4bit": 0.5 + 4 / 64,
+        "torchao-int4": 1 + (itemsize + 1) / INT4_GROUP,  # a byte each
+    }.get(kind, 1.0)
+
+
 def transformers_config(kind: str, dtype: torch.dtype) -> Any:
     """The quantization_config of transformers. The library has to be there (`check_quantisation`)."""
     library, _ = _library(kind)
