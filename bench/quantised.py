@@ -1,7 +1,7 @@
 """How much memory does training 13 numbers of a quantised model need, next to sampling from it?
 
 Each measurement in a process of its own: load the model (peak apart), put TinyLoRA with 13 numbers on it, sample a
-batch; and in another one the same, then GRPO steps on that batch. Peaks are the process's own (VmHWM), counted from
+batch; and in another one the same, then a GRPO step on that batch. Peaks are the process's own (VmHWM), counted from
 when the model was loaded, Python and its libraries included. `train_to_sample` is the one over the other. A GGUF file
 of few bits is dequantised to a bfloat16 folder first, as every load of it does, and that folder is what is quantised.
 
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, finish, load
+from common import RESULTS, ROOT, commit, finish, load
 
 KINDS = ("none", "bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4")
 PROMPTS = (
@@ -27,8 +27,7 @@ PROMPTS = (
     "A farmer has 17 sheep and buys 3 lots of 8 more. Then he sells half of them. How many are left? Explain briefly.",
 )
 SAMPLES = 4
-NEW_TOKENS = 32
-STEPS = 2
+NEW_TOKENS = 16
 MICRO_BATCH_TOKENS = 256
 
 
@@ -39,7 +38,7 @@ def status(name: str) -> int:
 
 
 def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
-    """In a process of its own: what is "sample" or "train"."""
+    """In a process of its own: what is "basis" (which goes into the cache), "sample" or "train"."""
     import torch
 
     from tinylora.adapter.config import AdapterConfig
@@ -76,6 +75,8 @@ def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
         base.model, config.method, config.adapter, cache_dir=cache_dir(), source=list(base.files) or None
     )
     found["numbers"] = adapter.num_trained
+    if what == "basis":
+        return found
     engine = engine_for(
         base.model, adapter, config, context_length=base.context_length, pad_token_id=base.pad_token_id, say=said.append
     )
@@ -100,15 +101,13 @@ def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
     v = v.requires_grad_(True)
     learner = Learner(base.model, adapter, pad_token_id=base.pad_token_id, checkpointing=True)
     optimizer = make_optimizer(v, config)
-    seconds = []
-    for step in range(STEPS):
-        started = time.perf_counter()
-        metrics = grpo_step(learner, groups, v, optimizer, config, step)
-        seconds.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    metrics = grpo_step(learner, groups, v, optimizer, config, 0)
+    seconds = time.perf_counter() - started
     tokens = sum(len(one.token_ids) for one in completions)
     found |= {
         "learner": "padded" if learner.padded else "packed",
-        "step_seconds": min(seconds),
+        "step_seconds": seconds,
         "completion_tokens": tokens,
         "train_peak": status("VmHWM"),
         "grad_norm": metrics["grad_norm"],
@@ -147,7 +146,7 @@ def measure_model(model: str, kinds: list[str], threads: int) -> dict[str, Any]:
     folder = folder_of(model)
     rows: dict[str, Any] = {}
     for kind in kinds:
-        first = child(folder, kind, "sample", threads)  # computes the basis, so that it is in the cache for the others
+        first = child(folder, kind, "basis", threads)
         if "failed" in first:
             rows[kind] = first
             continue
@@ -189,7 +188,11 @@ def main() -> None:
             found = measure(*json.loads(args.child))
         print(json.dumps(found))
         return
-    models = {Path(name).stem: measure_model(name, args.kinds, args.threads) for name in args.model}
+    path = RESULTS / "quantised.json"
+    models = json.loads(path.read_text())["models"] if path.exists() else {}  # a model at a time: it takes long
+    for name in args.model:
+        rows = measure_model(name, args.kinds, args.threads)
+        models[Path(name).stem] = {"commit": commit(), **rows}
     result = {
         "batch": {
             "prompts": len(PROMPTS), "samples": SAMPLES, "max_new_tokens": NEW_TOKENS,

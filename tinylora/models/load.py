@@ -5,6 +5,7 @@ cases: a model in eval mode that nothing trains, its tokenizer, and the facts ab
 needs.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +21,7 @@ from tinylora.models.gguf import converted_folder
 from tinylora.models.hub import hub_folder
 from tinylora.models.names import Kind, Source, resolve_name
 from tinylora.models.prompt import encode_prompt
-from tinylora.models.quantise import check_quantisation, transformers_config
+from tinylora.models.quantise import check_quantisation, let_go_of_file, own_mappings, transformers_config
 from tinylora.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def load_base_model(
     model, tokenizer = _load(source, folder, torch_dtype, trust_remote_code, quantization, torch_device)
     if quantization == "none":  # quantised ones were put there, and some of them cannot be moved
         model.to(torch_device)
+    elif torch_device.type == "cpu":
+        let_go_of_file(model)
     model.eval().requires_grad_(False)
     keep_differentiable(model)
     stops = _stop_token_ids(model, tokenizer)
@@ -143,7 +146,7 @@ def _load(
     if quantization != "none":
         packed = {"quantization_config": transformers_config(quantization, dtype), "device_map": {"": device}}
     try:
-        with quiet():
+        with quiet(), own_mappings() if packed else nullcontext():
             config = AutoConfig.from_pretrained(folder, **code)
             _check_causal(source, config, trust_remote_code)
             if packed and getattr(config, "quantization_config", None):
