@@ -65,7 +65,7 @@ def check_base(method: MethodConfig, kind: str) -> None:
     """Raises: UserError if the method needs a quantised base (`kind` is ""), or cannot train on one."""
     if method.name == "qlora" and not kind:
         raise UserError(
-            f"method qlora is lora on a quantised base, and this one is not quantised; set model.quantization to one of "
+            "method qlora is lora on a quantised base, and this one is not quantised; set model.quantization to one of "
             f"{', '.join(KINDS)}, or take method lora"
         )
     if kind and method.name not in ON_QUANTISED:

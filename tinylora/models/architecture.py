@@ -20,7 +20,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2RMSN
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3RMSNorm
 
 from tinylora.adapter.layer import AdaptedLinear
-from tinylora.adapter.quantised import quantisation
+from tinylora.adapter.quantised import quantisation_of
 
 
 class Unsupported(Exception):
@@ -134,6 +134,8 @@ def describe(model: PreTrainedModel) -> Architecture:
         covered = ", ".join(kind.__name__ for kind in NORMS)
         raise Unsupported(f"{type(model).__name__} is not one of {covered}")
     config = cast(Any, model.config)
+    if getattr(config, "quantization_config", None) or quantisation_of(model):
+        raise Unsupported("its weights are quantised")
     _check_config(config)
     kinds = sorted({f"{str(p.dtype).removeprefix('torch.')} on {p.device}" for p in model.parameters()})
     if len(kinds) > 1:
@@ -169,8 +171,6 @@ def describe(model: PreTrainedModel) -> Architecture:
 
 
 def _check_config(config: Any) -> None:
-    if getattr(config, "quantization_config", None):
-        raise Unsupported("its weights are quantised")
     known = _SIZES | _NO_EFFECT | _LOOKED_AT | set(PreTrainedConfig().to_dict())
     for key, value in config.to_dict().items():
         if key not in known and not key.startswith("_") and value not in (None, False):
@@ -231,8 +231,6 @@ def _norm(module: nn.Module, expected: type) -> nn.Module:
 
 def _linear(module: nn.Module) -> nn.Module:
     inner = module.base if isinstance(module, AdaptedLinear) else module
-    if quantisation(inner):
-        raise Unsupported("its weights are quantised")
     if type(inner) is not nn.Linear or not inner.weight.dtype.is_floating_point:
         raise Unsupported(f"a {type(inner).__name__} stands where a plain linear map is expected")
     return module

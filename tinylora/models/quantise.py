@@ -39,8 +39,8 @@ def check_quantisation(kind: str, source: Source, device: torch.device) -> None:
         raise UserError(f"model.quantization must be none, {', '.join(KINDS)}, got {kind!r}")
     if device.type not in ("cpu", "cuda"):
         raise UserError(
-            f"model.quantization = {kind} runs on the CPU and on CUDA, not on {device.type}; set model.device to cpu, or "
-            "model.quantization to none"
+            f"model.quantization = {kind} runs on the CPU and on CUDA, not on {device.type}; set model.device to cpu, "
+            "or model.quantization to none"
         )
     library, extra = _library(kind)
     install = f"pip install 'tinylora[{extra}]'"
@@ -119,7 +119,7 @@ def transformers_config(kind: str, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def own_mappings() -> Iterator[None]:
-    """Give each large tensor a mapping of its own for the length of a block, and what is left of the heap back after it.
+    """Give each large tensor a mapping of its own for the length of a block, and give back the heap after it.
 
     Between the float32 copies that quantising makes and frees, glibc's heap is left with holes: the process's peak was
     0.5 GB higher than it had to be with 135 M weights, more than the float32 model has. Does nothing without glibc.
