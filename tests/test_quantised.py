@@ -260,9 +260,10 @@ def test_scales_count_in_the_fingerprint_of_four_bit_weights(folder: Path) -> No
 
 @needs_bnb
 def test_bases_of_four_bits_agree_between_dtypes(folder: Path) -> None:
-    assert identify(loaded(folder, "bnb-4bit").model).fingerprint == identify(
-        loaded(folder, "bnb-4bit", "bfloat16").model
-    ).fingerprint
+    assert (
+        identify(loaded(folder, "bnb-4bit").model).fingerprint
+        == identify(loaded(folder, "bnb-4bit", "bfloat16").model).fingerprint
+    )
 
 
 def test_names_say_how_a_base_was_quantised() -> None:
@@ -289,9 +290,7 @@ def test_a_run_that_was_resumed_ends_where_a_whole_one_does(
     config = run_config(folder, kind, **settings)
     whole = train(config, ByteTask(), out=tmp_path / "whole", say=said.append)
     assert any("native rollout engine does not cover" in one and "quantised" in one for one in said)
-    part = train(
-        replace(config, train=replace(config.train, steps=2)), ByteTask(), out=tmp_path / "part", say=quiet
-    )
+    part = train(replace(config, train=replace(config.train, steps=2)), ByteTask(), out=tmp_path / "part", say=quiet)
     ended = resume(part.run, ["train.steps=4"], task=ByteTask(), say=quiet)
     assert torch.equal(ended.v, whole.v) and float(whole.v.norm()) > 0
     assert metrics_of(ended.run) == metrics_of(whole.run)

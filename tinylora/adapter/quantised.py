@@ -41,7 +41,8 @@ def dequantised(module: nn.Module) -> Tensor:
     Of bitsandbytes' formats they are multiplied out in float32 whatever the model's dtype; torchao keeps its scales in
     that dtype, and multiplies in it. Raises: UserError for a format that cannot be read.
     """
-    weight: Any = module.weight
+    held: Any = module
+    weight = held.weight
     with torch.no_grad():
         kind = quantisation(module)
         if kind == "bnb-4bit":
@@ -54,7 +55,7 @@ def dequantised(module: nn.Module) -> Tensor:
             state.dtype = torch.float32
             return dequantize_4bit(weight.data, state).float()
         if kind == "bnb-8bit":
-            scales = weight.SCB if getattr(weight, "SCB", None) is not None else module.state.SCB  # type: ignore[union-attr]
+            scales = weight.SCB if getattr(weight, "SCB", None) is not None else held.state.SCB
             if scales is None:
                 raise UserError("the weight is not quantised yet; move the model to its device first")
             return weight.data.float() * (scales.float() / 127).unsqueeze(1)
@@ -91,9 +92,10 @@ def keep_differentiable(model: nn.Module) -> None:
     It does so to frozen weights in eval mode, in place, and those kernels have no backward pass: what comes out of
     them has no gradient, and says nothing of it. Raises: UserError if that has happened to this model.
     """
+    module: Any
     for module in model.modules():
         if quantisation(module) == "bnb-4bit":
-            _refuse_repacked(module.weight.quant_state)  # type: ignore[union-attr]
+            _refuse_repacked(module.weight.quant_state)
             module.support_avx512bf16_for_cpu = False
 
 

@@ -114,7 +114,9 @@ def transformers_config(kind: str, dtype: torch.dtype) -> Any:
         if kind == "torchao-int8":
             return TorchAoConfig(Int8WeightOnlyConfig())
         # Not torchao's Int4WeightOnlyConfig: its packed formats are for GPUs, and have no backward pass.
-        return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(INT4_GROUP)))
+        return TorchAoConfig(
+            IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(INT4_GROUP))  # type: ignore[attr-defined]
+        )
 
 
 @contextmanager
