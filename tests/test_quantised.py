@@ -57,7 +57,7 @@ def folder(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
         torch.manual_seed(0)
         model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=259, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                vocab_size=259, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
                 num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=1,
                 eos_token_id=2, pad_token_id=0,
             )
@@ -415,3 +415,9 @@ def test_a_checkpoint_that_is_quantised_is_not_quantised_again(folder: Path, tmp
         loaded(tmp_path / "packed", "bnb-8bit")
     ready = load_base_model(str(tmp_path / "packed"), device="cpu", dtype="float32")  # loads as it is
     assert identify(ready.model).fingerprint == identify(first.model).fingerprint
+
+
+@needs_bnb
+def test_four_bit_rows_that_bitsandbytes_reads_wrongly_are_refused(tiny_folder: Path) -> None:
+    with pytest.raises(UserError, match="inputs, and bitsandbytes reads 4-bit rows .* take model.quantization"):
+        loaded(tiny_folder, "bnb-4bit")  # 32 and 48 inputs

@@ -21,7 +21,13 @@ from tinylora.models.gguf import converted_folder
 from tinylora.models.hub import hub_folder
 from tinylora.models.names import Kind, Source, resolve_name
 from tinylora.models.prompt import encode_prompt
-from tinylora.models.quantise import check_quantisation, let_go_of_file, own_mappings, transformers_config
+from tinylora.models.quantise import (
+    check_quantisation,
+    let_go_of_file,
+    own_mappings,
+    refuse_broken_rows,
+    transformers_config,
+)
 from tinylora.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -98,6 +104,7 @@ def load_base_model(
     if quantization == "none":  # quantised ones were put there, and some of them cannot be moved
         model.to(torch_device)
     elif torch_device.type == "cpu":
+        refuse_broken_rows(model, name)
         let_go_of_file(model)
     model.eval().requires_grad_(False)
     keep_differentiable(model)
