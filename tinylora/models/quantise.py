@@ -162,7 +162,7 @@ def refuse_broken_rows(model: nn.Module, name: str) -> None:
     """Raises: UserError for 4-bit maps whose rows are no whole blocks of 64: bitsandbytes (0.50) reads them wrongly on
     the CPU (a map of 64 x 96 comes back with an error of 27 %, where NF4 costs 9 %)."""
     for path, module in model.named_modules():
-        if quantisation(module) == "bnb-4bit" and int(module.in_features) % 64:  # type: ignore[arg-type]
+        if quantisation(module) == "bnb-4bit" and int(module.in_features) % 64:
             raise UserError(
                 f"{path} of {name} has {module.in_features} inputs, and bitsandbytes reads 4-bit rows that are no "
                 "multiple of 64 wrongly on the CPU; take model.quantization = bnb-8bit or torchao-int8"
