@@ -29,7 +29,7 @@ from tinylora.training.learner import Learner, Row
 from tinylora.training.train import resume
 from tinylora.workbench import open_workbench
 
-METHODS = [name for name in get_args(MethodName) if name != "tinylora"]
+METHODS = [name for name in get_args(MethodName) if name not in ("tinylora", "qlora")]  # qlora: test_quantised.py
 PEFT = ["lora", "dora", "vera", "ia3"]
 ROWS = [Row(0, (11, 12, 13), (40, 41, 42)), Row(0, (11, 12, 13), (43,)), Row(1, (7, 9), (50, 51, 52, 53))]
 IDS = torch.tensor([[11, 12, 13, 40, 41, 42]])

@@ -23,7 +23,7 @@ from tinylora.errors import UserError
 from tinylora.methods.attached import MethodAdapter
 from tinylora.methods.build import put_method_on
 from tinylora.methods.config import MethodConfig
-from tinylora.models.bases import explain_difference, lookup
+from tinylora.models.bases import explain_difference, lookup, read_name
 from tinylora.models.fingerprint import Fingerprint, Identity, identify
 from tinylora.paths import cache_dir
 from tinylora.training.adapter_file import BEST, load_facts, load_vector
@@ -82,8 +82,10 @@ class Adapter:
         if config.model.trust_remote_code and not self.is_own:
             config = replace(config, model=replace(config.model, trust_remote_code=False))
         if model or self.run is None:
-            name, _, revision = name.partition("@") if not Path(name).exists() else (name, "", "")
-            config = replace(config, model=ModelConfig(name=name, revision=revision))
+            name, revision, quantization = read_name(name)
+            if model:  # another copy of the base, quantised as the one that is known
+                quantization = config.model.quantization if self.run is not None else read_name(self.base_name)[2]
+            config = replace(config, model=ModelConfig(name=name, revision=revision, quantization=quantization))  # type: ignore[arg-type]
         return replace(config, adapter=self.config) if self.config is not None else config
 
     def to_portable(self, value_type: ValueType = "float32") -> PortableAdapter:
@@ -115,7 +117,7 @@ class Adapter:
 
 def _is_gone(name: str) -> bool:
     """Whether this is a path that is no longer there; names of the hub never are."""
-    return name.startswith(("/", ".", "~")) and not _exists(_expanded(name))
+    return name.startswith(("/", ".", "~")) and not _exists(_expanded(read_name(name)[0]))
 
 
 def open_adapter(reference: str | Path) -> Adapter:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tinylora.adapter.attach import adapted_paths, linear_maps, output_head_path
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.grouping import canonical_order, module_type, tie_groups
+from tinylora.adapter.quantised import quantisation, quantisation_of, stored_bytes, weight_shape
 from tinylora.errors import UserError
 from tinylora.generation.engine import make_engine
 from tinylora.generation.types import Request, SamplingParams
@@ -27,6 +28,7 @@ from tinylora.methods.engine import engine_for
 from tinylora.methods.estimate import file_bytes, padded_bytes_a_token, state_bytes, trained_numbers
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.device import available_threads, resolve_device, resolve_dtype
+from tinylora.models.quantise import bytes_a_weight, check_quantisation
 from tinylora.models.quiet import quiet
 from tinylora.reporting.progress import format_duration
 from tinylora.training.config import ModelConfig, RunConfig
@@ -127,6 +129,8 @@ class Inspection:
     """Whether modules without a unique basis could be looked for: that needs the weights."""
     memory: Memory
     method: str = "tinylora"
+    quantization: str = "none"
+    """Of the linear maps, as in model.quantization."""
     file_bytes: int = 0
     """Of adapter.safetensors in the run's folder."""
 
@@ -208,14 +212,6 @@ def shape_model(config: ModelConfig) -> tuple[nn.Module, str]:
         raise UserError(f"{config.name} is not a causal language model that transformers knows ({error})") from error
 
 
-def _out_in(module: nn.Module) -> tuple[int, int]:
-    weight: Any = module.weight
-    first, second = weight.shape
-    return (
-        (int(first), int(second)) if isinstance(module, nn.Linear) else (int(second), int(first))
-    )  # Conv1D: (in, out)
-
-
 def inspect_model(
     model: nn.Module,
     config: RunConfig,
@@ -238,13 +234,13 @@ def inspect_model(
     if config.method.name == "tinylora":
         for path, group in zip(paths, tie_groups(paths, config.adapter), strict=True):
             members.setdefault(group, []).append(path)
-    counts = Counter((module_type(path), *_out_in(maps[path])) for path in paths)
+    counts = Counter((module_type(path), *weight_shape(maps[path])) for path in paths)
     left_out = dict(excluded or {})
     head = output_head_path(model)
     for path in maps:
         if path not in paths and path not in left_out:
             left_out[path] = "the output head, which all-linear leaves out" if path == head else "no target names it"
-    shapes = {path: _out_in(maps[path]) for path in paths}
+    shapes = {path: weight_shape(maps[path]) for path in paths}
     trained = len(members) * config.adapter.u
     if config.method.name != "tinylora":
         trained = trained_numbers(config.method, shapes, num_parameters(model))
@@ -266,6 +262,7 @@ def inspect_model(
         gaps_checked=excluded is not None,
         memory=memory_estimate(model, config, shapes, dtype.itemsize, prompt_tokens, trained),
         method=config.method.describe() if config.method.name != "tinylora" else "tinylora",
+        quantization=config.model.quantization,
         file_bytes=file_bytes(trained),
     )
 
@@ -277,8 +274,18 @@ def _attached_paths(model: nn.Module) -> list[str]:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Parameters of the base, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Parameters of the base, tied ones once; packed ones by what they stand for."""
+    packed = {id(m.weight): math.prod(weight_shape(m)) for m in model.modules() if quantisation(m)}
+    return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
+
+
+def weight_bytes(model: nn.Module, itemsize: int, kind: str = "none") -> int:
+    """Bytes of the base's weights; `kind`: how a model that is not loaded would be quantised."""
+    if quantisation_of(model):
+        return sum(stored_bytes(parameter) for parameter in model.parameters())
+    head, each = output_head_path(model), bytes_a_weight(kind, itemsize)
+    inside = sum(math.prod(weight_shape(module)) for path, module in linear_maps(model).items() if path != head)
+    return int((num_parameters(model) - inside) * itemsize + inside * each)
 
 
 def memory_estimate(
@@ -309,7 +316,10 @@ def memory_estimate(
     kept = block + layers * hidden if config.train.gradient_checkpointing else layers * block
     checkpointing = config.train.gradient_checkpointing
     copies = 1
+    is_quantised = config.model.quantization != "none" or bool(quantisation_of(model))
     try:
+        if is_quantised:
+            raise Unsupported("its weights are quantised")
         architecture = describe(base)
     except Unsupported:
         tokens = max(config.train.micro_batch_tokens or FALLBACK_MICRO_BATCH_TOKENS, length)
@@ -325,18 +335,23 @@ def memory_estimate(
     if method.name == "lora-xs":
         rank, u = method.rank, method.rank**2
     factors = sum(4 * (rank * (o + i) + u * rank * rank) for o, i in shapes.values())
-    if method.name not in ("tinylora", "lora-xs"):
+    is_other = method.name not in ("tinylora", "lora-xs")
+    if is_other or is_quantised:
         each = padded_bytes_a_token(model, method, shapes, itemsize, checkpointing)
         budget = int(config.train.memory_budget_gib * 2**30)
         tokens = config.train.micro_batch_tokens or max(FEWEST_PADDED_TOKENS, budget // each)
         activations = each * max(tokens, length)
-        factors = 4 * trained if method.name in ("lora", "vera") else 0
+    if is_other:
+        factors = 4 * trained if method.name in ("lora", "qlora", "vera") else 0
         if method.name == "full" or (method.name in ("dora", "ia3") and itemsize == 4):
             copies += 1  # the merged weights
         elif method.name in ("dora", "ia3", "adapter"):
             copies = 1  # transformers samples
+    weights = num_parameters(model) * itemsize
+    if is_quantised:
+        weights = weight_bytes(model, itemsize, config.model.quantization)
     return Memory(
-        weights=copies * num_parameters(model) * itemsize,
+        weights=copies * weights,
         adapter_factors=factors,
         kv_cache=rows * length * 2 * layers * kv_heads * head_dim * itemsize,
         activations=activations,
@@ -482,7 +497,9 @@ def measure_blocks(model: nn.Module, config: RunConfig, trained: int) -> Speed:
     blocks = int(shape.config.get_text_config().num_hidden_layers)
     found = [_measure_small(shape, config, count) for count in (1, BLOCKS_TIMED)]
     of_all = found[0].with_blocks(found[1], blocks)
-    return of_all.speed(_rows(config), trained, f"models of 1 and {BLOCKS_TIMED} blocks of this shape, random weights")
+    plain = ", not quantised" if config.model.quantization != "none" else ""
+    measured_on = f"models of 1 and {BLOCKS_TIMED} blocks of this shape, random weights{plain}"
+    return of_all.speed(_rows(config), trained, measured_on)
 
 
 def _measure_small(model: Any, config: RunConfig, blocks: int) -> _Seconds:
@@ -499,7 +516,8 @@ def _measure_small(model: Any, config: RunConfig, blocks: int) -> _Seconds:
     with quiet():
         part = AutoModelForCausalLM.from_config(small).to(device=device, dtype=dtype).eval()
     settings = replace(config.adapter, basis="random", tying="all", num_groups=0, targets=("all-linear",))
-    adapter = put_method_on(part, config.method, settings)
+    method = replace(config.method, name="lora") if config.method.name == "qlora" else config.method
+    adapter = put_method_on(part, method, settings)
     try:
         return _measure(part, adapter, config)
     finally:
@@ -583,6 +601,14 @@ def make_plan(config: RunConfig, speed: Speed, prompt_tokens: int, prompt_tokens
 
 def inspect_shapes(config: RunConfig, say: Say) -> tuple[Inspection, Speed, Plan]:
     """Everything that can be said without weights; what `train --dry-run` prints."""
+    from tinylora.models.names import resolve_name
+    from tinylora.workbench import resolve_quantization
+
+    config = resolve_quantization(config, say)
+    if config.model.quantization != "none":
+        check_quantisation(
+            config.model.quantization, resolve_name(config.model.name), resolve_device(config.model.device)
+        )
     model, source = shape_model(config.model)
     model.to(resolve_dtype(config.model.dtype, resolve_device(config.model.device)))
     prompt_tokens, how = prompt_length(config)
@@ -645,9 +671,10 @@ def format_inspection(found: Inspection, adapter: AdapterConfig) -> str:
     if not found.gaps_checked:
         lines.append("  (modules whose basis is not unique are left out too; that shows only with the weights)")
     m = found.memory
+    packed = f", linear maps {found.quantization}" if found.quantization != "none" else ""
     lines += [
         "",
-        f"memory in training, estimated, on {found.device} in {found.dtype}: {format_bytes(m.total)} = weights "
+        f"memory in training, estimated, on {found.device} in {found.dtype}{packed}: {format_bytes(m.total)} = weights "
         f"{format_bytes(m.weights)}, adapter factors {format_bytes(m.adapter_factors)}, KV cache "
         f"{format_bytes(m.kv_cache)}, activations and logits {format_bytes(m.activations)}"
         + (f", trained numbers, gradient and optimiser {format_bytes(m.state)}" if m.state else ""),

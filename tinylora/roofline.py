@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinylora.adapter.attach import linear_maps
+from tinylora.adapter.quantised import weight_shape
 
 BUFFER_BYTES = 2**29
 """Summed for the bandwidth; the caches of server processors reach tens of megabytes a socket's core complex."""
@@ -54,9 +55,7 @@ def linear_shapes(model: nn.Module) -> Counter[Shape]:
     """How often each (out, in) occurs among the model's linear maps, the output head included."""
     shapes: Counter[Shape] = Counter()
     for module in linear_maps(model).values():
-        weight: Any = module.weight
-        first, second = (int(size) for size in weight.shape)
-        shapes[(first, second) if isinstance(module, nn.Linear) else (second, first)] += 1  # Conv1D: (in, out)
+        shapes[weight_shape(module)] += 1
     return shapes
 
 

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 
 from tinylora.adapter.attach import AttachedAdapter, map_shapes
 from tinylora.adapter.protocol import Trained
+from tinylora.adapter.quantised import quantisation_of
 from tinylora.adapters import Adapter, put_on
 from tinylora.generation.engine import Engine
 from tinylora.methods.attached import MethodAdapter
-from tinylora.methods.build import put_method_on
+from tinylora.methods.build import check_base, put_method_on
 from tinylora.methods.engine import engine_for
 from tinylora.methods.estimate import padded_bytes_a_token
 from tinylora.models.architecture import Unsupported, describe
@@ -53,7 +54,8 @@ def set_threads(num_threads: int) -> int:
 
 def resolve_micro_batch(model: PreTrainedModel, adapter: Trained, config: RunConfig) -> int:
     """Tokens of a micro-batch: as the config says, else what its memory budget holds (at least 256 where they are
-    padded, as for all methods but TinyLoRA's own layers); 4,096 for a model whose memory cannot be told beforehand.
+    padded, as for all methods but TinyLoRA's own layers, and for quantised models); 4,096 for a model whose memory
+    cannot be told beforehand.
 
     Raises: UserError if the budget does not hold even one token.
     """
@@ -61,9 +63,11 @@ def resolve_micro_batch(model: PreTrainedModel, adapter: Trained, config: RunCon
     if train.micro_batch_tokens:
         return train.micro_batch_tokens
     budget = int(train.memory_budget_gib * 2**30)
-    if isinstance(adapter, MethodAdapter):
-        with adapter.using(None):
-            shapes = map_shapes(model, adapter.paths)
+    if isinstance(adapter, MethodAdapter) or quantisation_of(model):
+        shapes = {}
+        if isinstance(adapter, MethodAdapter):
+            with adapter.using(None):
+                shapes = map_shapes(model, adapter.paths)
         itemsize = model.get_input_embeddings().weight.element_size()
         each = padded_bytes_a_token(model, config.method, shapes, itemsize, train.gradient_checkpointing)
         return max(FEWEST_PADDED_TOKENS, budget // each)
@@ -72,6 +76,18 @@ def resolve_micro_batch(model: PreTrainedModel, adapter: Trained, config: RunCon
     except Unsupported:
         return FALLBACK_MICRO_BATCH_TOKENS
     return micro_batch_tokens_for(budget, architecture, train.gradient_checkpointing)
+
+
+def resolve_quantization(config: RunConfig, say: Say) -> RunConfig:
+    """The config with the base of method qlora quantised, if nothing else is asked for.
+
+    Raises: UserError, before anything is loaded, for a method that does not go with a quantised base.
+    """
+    if config.method.name == "qlora" and config.model.quantization == "none":
+        say("method qlora takes a quantised base, so model.quantization is bnb-4bit; set it to choose another")
+        config = replace(config, model=replace(config.model, quantization="bnb-4bit"))
+    check_base(config.method, "" if config.model.quantization == "none" else config.model.quantization)
+    return config
 
 
 def open_workbench(
@@ -91,6 +107,7 @@ def open_workbench(
     Whatever "auto" stood for (device, dtype, threads, revision) and the engine that serves the model are resolved in
     the returned config.
     """
+    config = resolve_quantization(config, say) if base is None else config
     threads = set_threads(config.train.num_threads)
     built = build_task(config.task, config.prompt) if task is True else (task or None)
     if base is None:
@@ -101,6 +118,7 @@ def open_workbench(
             dtype=model.dtype,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
+            quantization=model.quantization,
         )
     if base.device.type == "cpu":
         warn_if_busy(threads, say)
@@ -131,6 +149,7 @@ def open_workbench(
             device=base.device.type,  # type: ignore[arg-type]
             dtype="bfloat16" if base.dtype == torch.bfloat16 else "float32",
             revision=base.revision or config.model.revision,
+            quantization=base.quantization,  # type: ignore[arg-type]
         ),
         generation=replace(config.generation, backend=engine.name),  # type: ignore[arg-type]
         train=replace(

@@ -16,6 +16,7 @@ from tinylora.adapter.explicit import ExplicitFactors
 from tinylora.adapter.grouping import select_targets, tie_groups
 from tinylora.adapter.layer import AdaptedLinear, Vector, delta_weight, mixing_matrix
 from tinylora.adapter.projection import Float64Array, projection
+from tinylora.adapter.quantised import dequantised, keep_differentiable, quantisation, weight_shape
 from tinylora.errors import UserError
 
 PARAMETER = "tinylora_v"
@@ -35,11 +36,8 @@ def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
 
 def map_shapes(model: nn.Module, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     """(out, in) of linear maps by path, however they store their weight."""
-    maps, shapes = linear_maps(model), {}
-    for path in paths:
-        first, second = _weight(maps[path]).shape
-        shapes[path] = (second, first) if isinstance(maps[path], Conv1D) else (first, second)
-    return shapes
+    maps = linear_maps(model)
+    return {path: weight_shape(maps[path]) for path in paths}
 
 
 def output_head_path(model: nn.Module) -> str | None:
@@ -142,6 +140,14 @@ class AttachedAdapter:
             raise UserError(f"{len(value)} vectors, one per row, have no one update; write one v")
         return value[self.groups[self.paths.index(path)]].detach().double().cpu()
 
+    def refuse_quantised(self, reason: str) -> None:
+        """Raises: UserError, with the reason, if the base is quantised."""
+        if kind := self.quantisation:
+            raise UserError(
+                f"the base is quantised ({kind}) and {reason}; keep the adapter beside it, or export it with --to lora "
+                "for the same quantised base"
+            )
+
     def check(self) -> bytes:
         """Four bytes that another machine compares with its own basis (check.py)."""
         return basis_check(self.paths, self.factors, self.projections, self.groups)
@@ -188,15 +194,22 @@ class AttachedAdapter:
         return isinstance(self.layers[path].base, Conv1D)
 
     def base_weight(self, path: str) -> Tensor:
-        """The frozen weight of one module, as it is stored."""
-        return _weight(self.layers[path].base).detach()
+        """The frozen weight of one module, as it is stored; dequantised where it is quantised."""
+        base = self.layers[path].base
+        return dequantised(base) if quantisation(base) else _weight(base).detach()
+
+    @property
+    def quantisation(self) -> str:
+        """How the adapted maps are quantised; "" if they are not."""
+        return next((kind for layer in self.layers.values() if (kind := quantisation(layer.base))), "")
 
     def merged_weights(self) -> dict[str, Tensor]:
         """Weights with the update merged, by module path: pristine weight plus dW in float64, then cast once.
 
         The model itself is not touched: merging in place and taking it back out drifts.
-        Raises: UserError if v is one per row.
+        Raises: UserError if v is one per row, or the base is quantised.
         """
+        self.refuse_quantised("its weights are never quantised anew, so nothing can be merged into them")
         merged = {}
         for path, layer in self.layers.items():
             weight = _weight(layer.base)
@@ -226,15 +239,20 @@ def adapted_paths(model: nn.Module, config: AdapterConfig) -> tuple[dict[str, nn
     maps = linear_maps(model)
     paths = select_targets(list(maps), config.targets, output_head_path(model))
     for path in paths:
-        weight = _weight(maps[path])
-        if not weight.dtype.is_floating_point:
-            raise UserError(f"{path} holds packed weights of type {weight.dtype}; load the model dequantised")
-        shape = tuple(weight.shape)
+        _refuse_unreadable(path, maps[path])
+        shape = weight_shape(maps[path]) if quantisation(maps[path]) else tuple(_weight(maps[path]).shape)
         if config.rank > min(shape):
             raise UserError(
                 f"adapter.rank {config.rank} exceeds the smallest dimension of {path} {shape}; at most {min(shape)}"
             )
     return maps, paths
+
+
+def _refuse_unreadable(path: str, module: nn.Module) -> None:
+    """A packed weight of a format that nobody here can read."""
+    weight = _weight(module)
+    if not weight.dtype.is_floating_point and not quantisation(module):
+        raise UserError(f"{path} holds packed weights of type {weight.dtype}; load the model dequantised")
 
 
 def attach(
@@ -252,10 +270,14 @@ def attach(
     1e-6 sigma_1) is left out by rule; `excluded` says which and why. `projections` (seed, path, u, rank) gives P where
     it is not TinyLoRA's.
 
-    Raises: UserError for targets that match nothing, a rank too large, a quantised (packed) weight, or a model that
+    On weights that bitsandbytes or torchao has quantised the basis is that of their dequantised values, and the update
+    stays beside the quantised map.
+
+    Raises: UserError for targets that match nothing, a rank too large, a packed weight of another kind, or a model that
     already has an adapter.
     """
     _refuse_second(model)
+    keep_differentiable(model)
     maps, paths = adapted_paths(model, config)
     factors, excluded = model_basis({path: maps[path] for path in paths}, config, cache_dir, source)
     kept = [path for path in paths if path not in excluded]
@@ -273,14 +295,13 @@ def attach_explicit(model: nn.Module, explicit: ExplicitFactors) -> AttachedAdap
     already has an adapter.
     """
     _refuse_second(model)
+    keep_differentiable(model)
     maps, factors, projections = linear_maps(model), {}, {}
     for path, module in explicit.modules.items():
         if path not in maps:
             raise UserError(f"the adapter is for {path}, which this model does not have; give the base it was made for")
-        weight = _weight(maps[path])
-        shape = tuple(weight.T.shape if isinstance(maps[path], Conv1D) else weight.shape)
-        if not weight.dtype.is_floating_point:
-            raise UserError(f"{path} holds packed weights of type {weight.dtype}; load the model dequantised")
+        _refuse_unreadable(path, maps[path])
+        shape = weight_shape(maps[path])
         if shape != module.shape:
             raise UserError(
                 f"the adapter's {path} has shape {module.shape} and this model's {shape}; give its own base"

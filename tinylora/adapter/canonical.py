@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tinylora.adapter.quantised import dequantised, quantisation
 from tinylora.errors import UserError
 
 Weight = nn.Module | Callable[[], Tensor]
@@ -22,9 +23,14 @@ def canonical_weight(module: nn.Module) -> Tensor:
 
 
 def raw_weight(module: nn.Module) -> Tensor:
-    """The weight of a linear map as it was loaded, seen as (out, in). Raises: UserError if there is none to see."""
+    """The weight of a linear map as it was loaded, seen as (out, in); of a quantised one its dequantised values.
+
+    Raises: UserError if there is none to see.
+    """
     if not isinstance(module, (nn.Linear, Conv1D)):
         raise UserError(f"only nn.Linear and Conv1D can be adapted, got {type(module).__name__}; choose other targets")
+    if quantisation(module):
+        return dequantised(module)
     weight = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
 

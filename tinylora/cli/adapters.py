@@ -30,9 +30,11 @@ def _load(adapter: "Adapter", model: str, dtype: str = "auto") -> "BaseModel":
     from tinylora.models.load import load_base_model
 
     settings = adapter.settings(model).model
+    if settings.quantization != "none" and dtype == "auto":
+        dtype = settings.dtype  # a base that was quantised in another one has other values
     return load_base_model(
         settings.name, device="cpu", dtype=dtype, revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=settings.trust_remote_code, quantization=settings.quantization,
     )  # fmt: skip
 
 

@@ -41,8 +41,9 @@ def write_gguf(
 ) -> LoraFactors:
     """Write the adapter, with the current v, as a GGUF file.
 
-    Raises: UserError for an architecture or a dtype that is not covered, or a file that is there.
+    Raises: UserError for an architecture, a quantised base or a dtype that is not covered, or a file that is there.
     """
+    attached.refuse_quantised("a GGUF file of that model holds other weights")
     architecture = type(attached.model).__name__
     kind = KINDS.get(architecture)
     if kind is None:

@@ -215,7 +215,11 @@ def _check_shapes(path: str, A: Tensor, B: Tensor, P: Tensor, u: int, model: nn.
 
 
 def write_peft(folder: Path, attached: AttachedAdapter, *, base_name: str, revision: str = "") -> None:
-    """Write a checkpoint that PEFT's TinyLoRA loads, with the current v. Raises: UserError for a folder in use."""
+    """Write a checkpoint that PEFT's TinyLoRA loads, with the current v.
+
+    Raises: UserError for a folder in use, or a quantised base.
+    """
+    attached.refuse_quantised("PEFT's TinyLoRA goes on plain maps only")
     u, num = attached.config.u, attached.num_trained
     tensors: dict[str, Tensor] = {f"{VECTOR}0": attached.read().float().cpu().reshape(-1).contiguous()}
     for path, group in zip(attached.paths, attached.groups, strict=True):

@@ -20,10 +20,11 @@ from tinylora.adapter.attach import AttachedAdapter, attach, linear_maps, output
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.grouping import select_targets
 from tinylora.adapter.projection import Float64Array
+from tinylora.adapter.quantised import KINDS, keep_differentiable, quantisation_of
 from tinylora.errors import UserError
 from tinylora.methods.attached import MethodAdapter, Wrapped
 from tinylora.methods.bottleneck import OUTPUTS, BottleneckAdapter
-from tinylora.methods.config import THROUGH_PEFT, MethodConfig
+from tinylora.methods.config import ON_QUANTISED, THROUGH_PEFT, MethodConfig
 
 FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "wo")
 """Maps that end an MLP: ia3 scales their inputs, and the outputs of all others (Liu et al. 2022, arXiv:2205.05638)."""
@@ -39,8 +40,11 @@ def put_method_on(
 ) -> AttachedAdapter | MethodAdapter:
     """Freeze the model and put the method on it, at its untrained start.
 
-    Raises: UserError for targets that match nothing, a rank too large, or a library that is not there.
+    Raises: UserError for targets that match nothing, a rank too large, a library that is not there, or a method that
+    does not go with a quantised base, or with a plain one.
     """
+    check_base(method, quantisation_of(model))
+    keep_differentiable(model)
     if adapter.basis == "gradient":  # found by training on a batch, which this stands in for until then
         adapter = replace(adapter, basis="svd")
     if method.name == "tinylora":
@@ -61,6 +65,20 @@ def put_method_on(
     if method.name == "adapter":
         return _bottlenecks(model, method, adapter.seed, maps, paths)
     return _through_peft(model, method, adapter.seed, maps, paths)
+
+
+def check_base(method: MethodConfig, kind: str) -> None:
+    """Raises: UserError if the method needs a quantised base (`kind` is ""), or cannot train on one."""
+    if method.name == "qlora" and not kind:
+        raise UserError(
+            "method qlora is lora on a quantised base, and this one is not quantised; set model.quantization to one of "
+            f"{', '.join(KINDS)}, or take method lora"
+        )
+    if kind and method.name not in ON_QUANTISED:
+        raise UserError(
+            f"method {method.name} needs the base's weights in floating point, and this base is quantised ({kind}); "
+            f"take {', '.join(ON_QUANTISED[:-1])} or {ON_QUANTISED[-1]}, or set model.quantization to none"
+        )
 
 
 def lora_xs_config(method: MethodConfig, adapter: AdapterConfig) -> AdapterConfig:
@@ -115,7 +133,7 @@ def _through_peft(
         ) from error
     targets = list(paths)
     common: dict[str, Any] = {"target_modules": targets, "task_type": None}
-    if method.name in ("lora", "dora"):
+    if method.name in ("lora", "qlora", "dora"):
         config: Any = peft.LoraConfig(
             r=method.rank, lora_alpha=method.alpha, lora_dropout=0.0, use_dora=method.name == "dora", **common
         )
@@ -132,7 +150,7 @@ def _through_peft(
     wrapped = [Wrapped(path, maps[path], model.get_submodule(path)) for path in targets]
     for one in wrapped:
         one.layer.eval()
-    factors = {"lora": lora_factors, "vera": vera_factors}.get(method.name)
+    factors = {"lora": lora_factors, "qlora": lora_factors, "vera": vera_factors}.get(method.name)
     adapter = MethodAdapter(
         model, method, names, wrapped, targets, factors=factors, merge=None if factors else merge_peft
     )

@@ -6,8 +6,10 @@ from typing import Literal, get_args
 
 from tinylora.errors import UserError
 
-MethodName = Literal["tinylora", "lora-xs", "lora", "dora", "vera", "ia3", "adapter", "full"]
-THROUGH_PEFT = ("lora", "dora", "vera", "ia3")
+MethodName = Literal["tinylora", "lora-xs", "lora", "qlora", "dora", "vera", "ia3", "adapter", "full"]
+THROUGH_PEFT = ("lora", "qlora", "dora", "vera", "ia3")
+ON_QUANTISED = ("tinylora", "lora-xs", "lora", "qlora", "adapter")
+"""Methods that leave the base's weights alone and never read them in floating point, but for their basis."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,11 +17,12 @@ class MethodConfig:
     """What is trained. Which modules: adapter.targets; seed of what is drawn at random: adapter.seed."""
 
     name: MethodName = "tinylora"
-    """tinylora (see [adapter]), lora-xs, lora, dora, vera, ia3 (PEFT's), adapter (bottleneck layers), or full."""
+    """tinylora (see [adapter]), lora-xs, lora, dora, vera, ia3 (PEFT's), qlora (lora on a quantised base), adapter
+    (bottleneck layers), or full."""
     rank: int = 8
-    """Rank of lora-xs, lora, dora and vera; width of adapter's bottleneck."""
+    """Rank of lora-xs, lora, qlora, dora and vera; width of adapter's bottleneck."""
     alpha: float = 32.0
-    """lora, dora: the update is scaled by alpha / rank."""
+    """lora, qlora, dora: the update is scaled by alpha / rank."""
 
     def __post_init__(self) -> None:
         if self.name not in get_args(MethodName):

@@ -67,7 +67,7 @@ def padded_bytes_a_token(
     block = (16 * hidden + 5 * inner) * itemsize
     if method.name in THROUGH_PEFT or method.name == "adapter":
         touched = [s for path, s in shapes.items() if method.name != "adapter" or _name(path) in OUTPUTS]
-        widths = sum((inner_ if itemsize < 4 else 0) + (2 * out if method.name != "lora" else out)
+        widths = sum((inner_ if itemsize < 4 else 0) + (2 * out if method.name not in ("lora", "qlora") else out)
                      for out, inner_ in touched)  # fmt: skip
         block += 4 * widths // layers
     kept = block + layers * hidden * itemsize if checkpointing else layers * block

@@ -20,6 +20,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2RMSN
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3RMSNorm
 
 from tinylora.adapter.layer import AdaptedLinear
+from tinylora.adapter.quantised import quantisation_of
 
 
 class Unsupported(Exception):
@@ -133,6 +134,8 @@ def describe(model: PreTrainedModel) -> Architecture:
         covered = ", ".join(kind.__name__ for kind in NORMS)
         raise Unsupported(f"{type(model).__name__} is not one of {covered}")
     config = cast(Any, model.config)
+    if getattr(config, "quantization_config", None) or quantisation_of(model):
+        raise Unsupported("its weights are quantised")
     _check_config(config)
     kinds = sorted({f"{str(p.dtype).removeprefix('torch.')} on {p.device}" for p in model.parameters()})
     if len(kinds) > 1:
@@ -172,8 +175,6 @@ def _check_config(config: Any) -> None:
     for key, value in config.to_dict().items():
         if key not in known and not key.startswith("_") and value not in (None, False):
             raise Unsupported(f"its config sets {key} = {value!r}, which is not known here")
-    if getattr(config, "quantization_config", None):
-        raise Unsupported("its weights are quantised")
     for kind in getattr(config, "layer_types", None) or ():
         if kind not in ("full_attention", "sliding_attention"):
             raise Unsupported(f"it has layers of type {kind!r}")

@@ -37,8 +37,7 @@ def remember(base: BaseModel) -> Identity:
     """The identity of a base model as it was loaded, noted among those seen."""
     identity = identify(base.model, base.files)
     name = base.name if base.kind in ("hub", "embedded") else str(Path(base.name).expanduser().resolve())
-    if base.revision:
-        name = f"{name}@{base.revision}"
+    name = written_name(name, base.revision, base.quantization)
     known = lookup(identity.fingerprint)
     names = (name, *(other for other in (known.names if known else ()) if other != name))
     today = datetime.now(UTC).date().isoformat()
@@ -46,6 +45,18 @@ def remember(base: BaseModel) -> Identity:
         entry = {"names": names, "seen": today, **to_json(identity)}
         save_memo(folder() / f"{identity.fingerprint.hex()}.json", json.dumps(entry))
     return identity
+
+
+def written_name(name: str, revision: str, quantization: str) -> str:
+    """A base in one text: its name, the commit of a hub model, and how it was quantised."""
+    return name + (f"@{revision}" if revision else "") + (f" [{quantization}]" if quantization != "none" else "")
+
+
+def read_name(text: str) -> tuple[str, str, str]:
+    """Name, revision and quantisation of what `written_name` gave, or of a name that somebody typed."""
+    text, _, kind = text.partition(" [") if text.endswith("]") and not Path(text).exists() else (text, "", "")
+    name, _, revision = (text, "", "") if Path(text).exists() else text.partition("@")
+    return name, revision, kind.removesuffix("]") or "none"
 
 
 def lookup(fingerprint: Fingerprint) -> SeenBase | None:

@@ -8,6 +8,7 @@ Leaves out: numbers of the config (rope, norm epsilon), which change what a mode
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from tinylora.adapter.layer import AdaptedLinear
 from tinylora.adapter.projection import uniform_integers
+from tinylora.adapter.quantised import dequantised, quantisation, weight_shape
 from tinylora.models.device import available_threads
 from tinylora.models.digest import save_memo
 from tinylora.paths import cache_dir
@@ -29,6 +31,9 @@ SLICE_ELEMENTS = 2**24
 BUCKETS = 32
 """Signed sums kept of each tensor, from which the distance of two bases is estimated."""
 _SIGN_ROWS = 2048
+
+BaseWeight = Tensor | nn.Module
+"""A weight, or the map that holds a quantised one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +107,21 @@ def _identify(model: nn.Module) -> Identity:
     return Identity(
         fingerprint=fingerprint,
         architecture=name,
-        num_weights=sum(tensor.numel() for tensor in tensors.values()),
+        num_weights=sum(_count(tensor) for tensor in tensors.values()),
         sketches={path: summary[1] for path, summary in summaries.items()},
         squares=sum(summary[2] for summary in summaries.values()),
     )
 
 
-def base_tensors(model: nn.Module) -> dict[str, Tensor]:
+def base_tensors(model: nn.Module) -> dict[str, BaseWeight]:
     """Every weight of the base model, by its path in the bare model, in the order of their code points.
 
-    Of weights that are shared, the first name stands for all. What an adapter adds is left out.
+    Of weights that are shared, the first name stands for all. What an adapter adds is left out. In the place of a
+    quantised weight stands the map that holds it: all of them dequantised at once would be the model they replace.
     """
     names: dict[int, list[str]] = {}
-    tensors: dict[int, Tensor] = {}
+    tensors: dict[int, BaseWeight] = {}
+    quantised = {id(module.weight): module for module in model.modules() if quantisation(module)}
     held = {path: module for path, module in model.named_modules() if isinstance(module, AdaptedLinear)}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owner, _, name = path.rpartition(".")
@@ -126,11 +133,19 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
         if not owner:
             continue  # models keep their weights in modules; a trained v may be registered at the top
         names.setdefault(id(parameter), []).append(f"{owner}.{name}")
-        tensors[id(parameter)] = parameter.detach()
+        tensors[id(parameter)] = quantised.get(id(parameter), parameter.detach())
     return dict(sorted((min(paths), tensors[key]) for key, paths in names.items()))
 
 
-def _shape(tensor: Tensor) -> str:
+def _count(weight: BaseWeight) -> int:
+    return math.prod(weight_shape(weight)) if isinstance(weight, nn.Module) else weight.numel()
+
+
+def _shape(weight: BaseWeight) -> str:
+    """A quantised weight has the shape of what it stands for: the base it was made from is of the same kind."""
+    if isinstance(weight, nn.Module):
+        return "x".join(map(str, weight_shape(weight)))
+    tensor = weight
     packed = "" if tensor.dtype.is_floating_point else f" {str(tensor.dtype).removeprefix('torch.')}"
     return "x".join(map(str, tensor.shape)) + packed
 
@@ -145,8 +160,9 @@ def _slices(tensor: Tensor) -> Iterator[Tensor]:
         yield part.cpu().contiguous()
 
 
-def _summarise(tensor: Tensor) -> tuple[str, tuple[float, ...], float]:
-    """SHA-256 of a tensor's canonical values in little-endian bytes, its signed sums, and its sum of squares."""
+def _summarise(weight: BaseWeight) -> tuple[str, tuple[float, ...], float]:
+    """SHA-256 of a weight's canonical values in little-endian bytes, its signed sums, and its sum of squares."""
+    tensor = dequantised(weight) if isinstance(weight, nn.Module) else weight
     digest, sums, squares = hashlib.sha256(), torch.zeros(BUCKETS, dtype=torch.float64), 0.0
     signs = _signs()
     for part in _slices(tensor):
@@ -167,11 +183,16 @@ def _signs() -> Tensor:
 
 
 def _memo(files: Sequence[Path], model: nn.Module) -> Path:
-    """Keyed by the files and by what the model took of them: another config.json takes other tensors."""
+    """Keyed by the files and by what the model took of them: another config.json takes other tensors, and quantising
+    makes others of them, which may hang on the dtype that the model was loaded in."""
     stats = [(str(path.resolve()), path.stat()) for path in sorted(files)]
-    taken = [[path, _shape(tensor)] for path, tensor in base_tensors(model).items()]
+    taken = [[path, _shape(weight), *_made(weight, model)] for path, weight in base_tensors(model).items()]
     key = json.dumps([type(model).__name__, taken, *[[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])
     return cache_dir() / "digests" / f"base-{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def _made(weight: BaseWeight, model: nn.Module) -> list[str]:
+    return [quantisation(weight), str(getattr(model, "dtype", ""))] if isinstance(weight, nn.Module) else []
 
 
 def _read(memo: Path) -> Identity | None:

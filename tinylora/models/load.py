@@ -5,12 +5,14 @@ cases: a model in eval mode that nothing trains, its tokenizer, and the facts ab
 needs.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from tinylora.adapter.quantised import keep_differentiable
 from tinylora.errors import UserError
 from tinylora.models.device import resolve_device, resolve_dtype
 from tinylora.models.digest import remembered_sha256
@@ -19,6 +21,13 @@ from tinylora.models.gguf import converted_folder
 from tinylora.models.hub import hub_folder
 from tinylora.models.names import Kind, Source, resolve_name
 from tinylora.models.prompt import encode_prompt
+from tinylora.models.quantise import (
+    check_quantisation,
+    let_go_of_file,
+    own_mappings,
+    refuse_broken_rows,
+    transformers_config,
+)
 from tinylora.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -61,15 +70,24 @@ class BaseModel:
     pad_token_id: int
     """May equal a stop token, so padding is found by position or attention mask, never by this id."""
     has_chat_template: bool
+    quantization: str = "none"
+    """As in model.quantization."""
 
 
 def load_base_model(
-    name: str, *, device: str = "auto", dtype: str = "auto", revision: str = "", trust_remote_code: bool = False
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str = "",
+    trust_remote_code: bool = False,
+    quantization: str = "none",
 ) -> BaseModel:
-    """Load a model by name, in eval mode and with no gradients.
+    """Load a model by name, in eval mode and with no gradients; its linear maps quantised on the way (quantise.py).
 
     Raises: UserError, one sentence, for a missing or damaged model, an unknown architecture, a model that is no causal
-    language model, a wrong checksum, a hub that cannot be reached, or a device that is not there.
+    language model, a wrong checksum, a hub that cannot be reached, a device that is not there, or a quantisation that
+    does not go with it.
     """
     source = resolve_name(name)
     torch_device = resolve_device(device)
@@ -79,9 +97,17 @@ def load_base_model(
             f"model.revision is {revision!r}, but only hub models have revisions and {name} is {source.kind}"
         )
 
+    if quantization != "none":
+        check_quantisation(quantization, source, torch_device)
     folder, commit, sha256 = _local_folder(source, revision, trust_remote_code)
-    model, tokenizer = _load(source, folder, torch_dtype, trust_remote_code)
-    model.to(torch_device).eval().requires_grad_(False)
+    model, tokenizer = _load(source, folder, torch_dtype, trust_remote_code, quantization, torch_device)
+    if quantization == "none":  # quantised ones were put there, and some of them cannot be moved
+        model.to(torch_device)
+    elif torch_device.type == "cpu":
+        refuse_broken_rows(model, name)
+        let_go_of_file(model)
+    model.eval().requires_grad_(False)
+    keep_differentiable(model)
     stops = _stop_token_ids(model, tokenizer)
     return BaseModel(
         model=model,
@@ -97,6 +123,7 @@ def load_base_model(
         stop_token_ids=stops,
         pad_token_id=next(iter(_ids(tokenizer.pad_token_id) + stops), 0),
         has_chat_template=bool(tokenizer.chat_template),
+        quantization=quantization,
     )
 
 
@@ -114,19 +141,29 @@ def _local_folder(source: Source, revision: str, trust_remote_code: bool) -> tup
     return source.path, "", ""
 
 
-def _load(source: Source, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Model and tokenizer of a transformers folder."""
+def _load(
+    source: Source, folder: Path, dtype: torch.dtype, trust_remote_code: bool, quantization: str, device: torch.device
+) -> tuple[Any, Any]:
+    """Model and tokenizer of a transformers folder; a quantised model is on its device already."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     code = {"trust_remote_code": trust_remote_code}
+    packed: dict[str, Any] = {}
+    if quantization != "none":
+        packed = {"quantization_config": transformers_config(quantization, dtype), "device_map": {"": device}}
     try:
-        with quiet():
+        with quiet(), own_mappings() if packed else nullcontext():
             config = AutoConfig.from_pretrained(folder, **code)
             _check_causal(source, config, trust_remote_code)
+            if packed and getattr(config, "quantization_config", None):
+                raise UserError(
+                    f"{source.name} is quantised already, and model.quantization = {quantization} would quantise it "
+                    "again; set it to none, or give the checkpoint that it was made from"
+                )
             tokenizer = AutoTokenizer.from_pretrained(folder, **code)
             model, report = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=dtype, output_loading_info=True, **code
+                folder, config=config, dtype=dtype, output_loading_info=True, **code, **packed
             )
     except (UserError, torch.OutOfMemoryError):
         raise

@@ -32,6 +32,9 @@ class ModelConfig:
     """auto takes CUDA, then Apple's mps, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 only where the hardware has it, float32 elsewhere."""
+    quantization: Literal["none", "bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4"] = "none"
+    """Keep the linear maps quantised: bnb-4bit (NF4), bnb-8bit, torchao-int8, torchao-int4 (4 bits, a byte each).
+    The output head and the embeddings stay in dtype. docs/quantised.md says what works where."""
     trust_remote_code: bool = False
     """Run code from a hub repository. Off unless you ask."""
 

@@ -269,9 +269,16 @@ def diff_configs(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
             names = [*a, *(name for name in b if name not in a)]
             return [row for n in names for row in walk(a.get(n), b.get(n), f"{key}.{n}" if key else n)]
         # repr tells 1 from 1.0 and from True, 0.0 from -0.0, and finds NaN equal to itself; == does none of these.
-        return [] if repr(a) == repr(b) else [(key, a, b)]
+        return [] if repr(_in_one_order(a)) == repr(_in_one_order(b)) else [(key, a, b)]
 
     return walk(to_table(old), to_table(new), "")
+
+
+def _in_one_order(value: Any) -> Any:
+    """Tables inside of lists with their entries by name: TOML keeps no order among them."""
+    if isinstance(value, dict):
+        return {name: _in_one_order(value[name]) for name in sorted(value)}
+    return [_in_one_order(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 # --- help ---
