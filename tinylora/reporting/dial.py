@@ -104,11 +104,16 @@ def _untrained(loaded: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _missing(loaded: Sequence[dict[str, Any]]) -> list[str]:
-    """Cells, or seeds of them, that have no result, with the reason."""
+    """Cells, or seeds of them, that have no result in any of the files, with the reason."""
+    done = {(cell["name"], run["seed"], run["projection_seed"]) for results in loaded for cell in results["cells"]
+            for run in cell["runs"] if run["state"] == "done"}  # fmt: skip
     words = []
     for results in loaded:
         for cell in results["cells"]:
-            open_ = [run for run in cell["runs"] if run["state"] != "done"]
+            open_ = [
+                run for run in cell["runs"]
+                if run["state"] != "done" and (cell["name"], run["seed"], run["projection_seed"]) not in done
+            ]  # fmt: skip
             if not open_:
                 continue
             states = "/".join(dict.fromkeys(run["state"] for run in open_))
