@@ -39,8 +39,9 @@ help:
 demo: $(STAMP)
 	.venv/bin/tinylora train demo
 
+# Two workers of one thread each, a file of tests at a time: the models are tiny, so threads would only wait for each other.
 test: lint
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	.venv/bin/ruff check .
