@@ -5,6 +5,7 @@ plain model with merged weights (full; dora and ia3 in float32); the method's ow
 of one call are run one after the other, and the engine of the last one is kept.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,14 +31,20 @@ Make = Callable[[Trained | None], Engine]
 """An engine for the model as it is when called, for requests with vectors of the given adapter."""
 
 
-class _Inner:
+class _Inner(ABC):
     """How one method's vectors are run: a block in which the model is ready, and the vector that requests bring."""
 
     def __init__(self, adapter: MethodAdapter, make: Make) -> None:
         self.adapter = adapter
 
+    @property
+    @abstractmethod
+    def first(self) -> Engine:
+        """The engine that it begins with, whose name and sizes are those of all."""
+
+    @abstractmethod
     def run(self, v: Tensor | None, requests: list[Request]) -> list[Completion]:
-        raise NotImplementedError
+        """Completions of requests without a vector, under v."""
 
 
 class _OwnLayers(_Inner):
@@ -47,6 +54,10 @@ class _OwnLayers(_Inner):
         super().__init__(adapter, make)
         with adapter.using(None):
             self.engine = make(None)
+
+    @property
+    def first(self) -> Engine:
+        return self.engine
 
     def run(self, v: Tensor | None, requests: list[Request]) -> list[Completion]:
         with torch.no_grad(), self.adapter.using(v), self.adapter.for_inference():
@@ -62,6 +73,11 @@ class _Merged(_Inner):
         with adapter.using(None):
             self.engine: Engine | None = make(None)
         self._v: Tensor | None = None
+
+    @property
+    def first(self) -> Engine:
+        assert self.engine is not None
+        return self.engine
 
     def run(self, v: Tensor | None, requests: list[Request]) -> list[Completion]:
         with self.adapter.merged(v):
@@ -96,6 +112,10 @@ class _Factors(_Inner):
         finally:
             for one in self.adapter.wrapped:
                 set_module(self.adapter.model, one.path, one.layer)
+
+    @property
+    def first(self) -> Engine:
+        return self.engine
 
     def run(self, v: Tensor | None, requests: list[Request]) -> list[Completion]:
         with self._mounted():
@@ -135,7 +155,7 @@ class MethodEngine:
         elif native and adapter.can_merge:
             kind = _Merged
         self._inner = kind(adapter, make)
-        first: Engine = self._inner.engine  # type: ignore[attr-defined]
+        first = self._inner.first
         self.name = first.name
         self.context_length = first.context_length
         self.max_batch_rows = first.max_batch_rows
