@@ -305,3 +305,13 @@ def test_other_methods_in_words_and_what_they_refuse(
         difference(one, two)
     with pytest.raises(UserError, match="no linear function of its numbers"):
         mix([one, one], [0.5, 0.5])
+
+
+def test_a_learning_rate_for_few_numbers_is_remarked_on(tiny_folder: Path, tmp_path: Path, fresh_cache: Path) -> None:
+    from tinylora.training.train import train
+
+    for rate, name, is_said in ((4e-3, "lora", True), (3e-4, "lora", False), (4e-3, "tinylora", False)):
+        said: list[str] = []
+        config = tiny_config(tiny_folder, method={"name": name}, optim={"lr": rate}, train={"steps": 1})
+        train(config, ByteTask(), out=tmp_path, say=said.append)
+        assert any("suits TinyLoRA's few numbers" in text for text in said) is is_said
