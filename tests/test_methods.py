@@ -315,3 +315,16 @@ def test_a_learning_rate_for_few_numbers_is_remarked_on(tiny_folder: Path, tmp_p
         config = tiny_config(tiny_folder, method={"name": name}, optim={"lr": rate}, train={"steps": 1})
         train(config, ByteTask(), out=tmp_path, say=said.append)
         assert any("suits TinyLoRA's few numbers" in text for text in said) is is_said
+
+
+def test_a_run_of_very_many_numbers_ends_with_its_evaluation(
+    tiny_folder: Path, tmp_path: Path, fresh_cache: Path
+) -> None:
+    """Numbers too many to write down: result.json and the lines at the end do without them."""
+    from tinylora.evaluation.final import format_result
+
+    done = start(tiny_folder, tmp_path, method={"name": "full"}, optim={"lr": 1e-3}, train={"steps": 1},
+                 eval={"num_test": 3, "random_vectors": 1})  # fmt: skip
+    assert done.result is not None and done.result["v"] is None
+    text = format_result(done.result)
+    assert f"the {done.v.numel():,} numbers (norm" in text and "in the adapter's file" in text

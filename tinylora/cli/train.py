@@ -97,14 +97,16 @@ def _resumable(run: Callable[[], Path | None]) -> Iterator[None]:
 
 
 def _print_run(done: "TrainResult", as_json: bool) -> None:
-    numbers = [float(number) for number in done.v.flatten()]
     if as_json:
+        from tinylora.evaluation.final import MOST_NUMBERS
+
         facts = {"run": str(done.run), "steps": done.steps, "seconds": done.seconds}
-        print_json({**facts, "v": numbers, "result": done.result})
+        v = done.v.flatten().tolist() if done.v.numel() <= MOST_NUMBERS else None  # they are in the run's folder
+        print_json({**facts, "v": v, "result": done.result})
         return
     if done.result is not None:
         from tinylora.evaluation.final import format_result
 
         print(format_result(done.result))
         return
-    print(f"saved {len(numbers)} numbers in {done.run}; next: tinylora eval {done.run}, tinylora chat {done.run}")
+    print(f"saved {done.v.numel():,} numbers in {done.run}; next: tinylora eval {done.run}, tinylora chat {done.run}")

@@ -226,10 +226,21 @@ def format_result(result: dict[str, Any]) -> str:
         ]
     lines += [
         "",
-        f"the {result['trained_numbers']} numbers (norm {result['v_norm']:.3f}): "
-        + " ".join(f"{x:+.4f}" for x in result["v"]),
+        f"the {result['trained_numbers']:,} numbers (norm {result['v_norm']:.3f}): {_numbers(result['v'])}",
         f"run folder: {result['run']}",
         "",
         result["verdict"],
     ]
+    if result["primary"]["p_value"] < 0.05 and result["primary"]["difference"] > 0:
+        lines.append(
+            "Not yet held against the best of many random vectors, which may do as well: "
+            f"tinylora eval {result['run']} --controls"
+        )
     return "\n".join(lines)
+
+
+def _numbers(v: list[float] | None) -> str:
+    """The first ones; None where there are too many to be written down."""
+    if v is None:
+        return "in the adapter's file"
+    return " ".join(f"{x:+.4f}" for x in v[:64]) + (f" and {len(v) - 64:,} more" if len(v) > 64 else "")

@@ -306,8 +306,8 @@ def _announce(bench: Workbench, folder: RunFolder, say: Say) -> None:
         say(f"{numbers}: {config.method.describe()} {where}; base frozen")
     if config.method.name not in ("tinylora", "lora-xs", "vera", "ia3") and config.optim.lr > HIGHEST_USUAL_RATE:
         say(
-            f"optim.lr = {config.optim.lr:g} suits TinyLoRA's few numbers; for {config.method.describe()} a hundredth to a "
-            "tenth of it is usual, and all weights take less still"
+            f"optim.lr = {config.optim.lr:g} suits TinyLoRA's few numbers; for {config.method.describe()} a hundredth "
+            "to a tenth of it is usual, and all weights take less still"
         )
     algorithms = {"sft": "supervised learning on reference solutions (sft)",
                   "rft": "supervised learning on the untrained model's own right replies (rft)"}  # fmt: skip
