@@ -2,8 +2,9 @@
 
 The demo's training step (12 prompts x 8 completions, SmolLM2-135M) with every method, at its own settings otherwise.
 Each measurement is a process of its own (peak memory is a process's), methods in turn, several rounds; the first step
-of each is not counted. `said` is what `tinylora train --dry-run` says, taken on the same machine at the same load; its
-time is for full token budgets, so it is also given for the mean length that was sampled.
+of each is not counted. `said` is what `tinylora train --dry-run` says, taken on the same machine at the same load. Its
+time is an upper bound: replies that fill their budget, and every group worth learning from. The measured speed that it
+rests on is held against what happened by the tokens that were really sampled and learned from.
 
     python bench/methods.py [--rounds 2] [--steps 3] [--threads 2] [--dtype auto] [--only "lora;full"] [--save]
 """
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,16 @@ def measure(case: str, threads: int, dtype: str, steps: int) -> dict[str, Any]:
     learner = Learner(bench.base.model, bench.adapter, temperature=config.generation.temperature,
                       pad_token_id=bench.base.pad_token_id)  # fmt: skip
     order = DataOrder(bench.task.items("train"), 0)
-    sampling, whole, lengths = [], [], []
+    sampling, whole, lengths, prompts, learned = [], [], [], [], []
     for step in range(steps + 1):
         started = time.perf_counter()
         rollouts = sample_step(bench, order, v.detach().clone())
         sampled = time.perf_counter()
-        grpo_step(learner, rollouts.groups, v, optimizer, config, step)
+        metrics = grpo_step(learner, rollouts.groups, v, optimizer, config, step)
         if step:
+            uneven = [g for g in rollouts.groups if g.has_variance]
+            prompts.append(together([g.prompt_ids for g in rollouts.sampled]))
+            learned.append(metrics["tokens_computed"] + together([g.prompt_ids for g in uneven]))
             sampling.append(sampled - started)
             whole.append(time.perf_counter() - started)
             lengths.append(rollouts.tokens_sampled / (config.grpo.prompts_per_step * config.grpo.group_size))
@@ -78,26 +81,38 @@ def measure(case: str, threads: int, dtype: str, steps: int) -> dict[str, Any]:
         "seconds_a_step": whole,
         "sampling_seconds": sampling,
         "length": statistics.mean(lengths),
+        "prompt_tokens": statistics.mean(prompts),
+        "sampled_tokens": statistics.mean(lengths) * config.grpo.prompts_per_step * config.grpo.group_size,
+        "learned_tokens": statistics.mean(learned),
         "engine": bench.engine.name,
         "dtype": config.model.dtype,
         "micro_batch_tokens": config.train.micro_batch_tokens,
     }
 
 
-def say_before(case: str, threads: int, dtype: str, length: float) -> dict[str, Any]:
-    """In this process: what --dry-run says, and its time for replies of the given mean length."""
-    from tinylora.inspection import inspect_shapes, make_plan
+def together(prompts: list[tuple[int, ...]]) -> int:
+    """Tokens of prompts computed in one batch, what they all begin with once."""
+    from tinylora.generation.prefill import common_prefix_length
+
+    shared = common_prefix_length(prompts) if len(prompts) > 1 else 0
+    return shared + sum(len(prompt) - shared for prompt in prompts)
+
+
+def say_before(case: str, threads: int, dtype: str, prompt: float, sampled: float, learned: float) -> dict[str, Any]:
+    """In this process: what --dry-run says, and what its speeds make of the given tokens of a step."""
+    from tinylora.inspection import inspect_shapes
     from tinylora.training.recipe import load_recipe
 
-    config = load_recipe("demo", settings(case, threads, dtype))
-    found, speed, plan = inspect_shapes(config, lambda text: None)
-    short = replace(config, generation=replace(config.generation, max_new_tokens=max(1, round(length))))
+    found, speed, plan = inspect_shapes(load_recipe("demo", settings(case, threads, dtype)), lambda text: None)
+    reading = prompt / speed.forward_tokens_per_second
+    learning = learned / speed.learner_tokens_per_second
     return {
         "trained_numbers": found.num_trained,
         "file_bytes": found.file_bytes,
         "memory_bytes": found.memory.total,
         "seconds_a_step": plan.step_seconds,
-        "seconds_a_step_at_that_length": make_plan(short, speed, plan.prompt_tokens, "").step_seconds,
+        "seconds_a_step_at_half": plan.step_seconds_at_half,
+        "seconds_of_those_tokens": reading + sampled / speed.decode_tokens_per_second + learning + speed.vector_seconds,
     }
 
 
@@ -119,13 +134,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases that begin so, separated by semicolons")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--say", nargs=2, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--say", nargs=4, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure, args.threads, args.dtype, args.steps)))
         return
     if args.say:
-        print(json.dumps(say_before(args.say[0], args.threads, args.dtype, float(args.say[1]))))
+        print(json.dumps(say_before(args.say[0], args.threads, args.dtype, *map(float, args.say[1:]))))
         return
     cases = [case for case in CASES if not args.only or case.startswith(tuple(args.only.split(";")))]
     rounds: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
@@ -136,8 +151,10 @@ def main() -> None:
             print(case, rounds[case][-1], file=sys.stderr, flush=True)
     table = {}
     for case, found in rounds.items():
-        length = statistics.mean(one["length"] for one in found)
-        said = child("--say", case, str(length), *common, threads=args.threads)
+        mean = {key: statistics.mean(one[key] for one in found)
+                for key in ("length", "prompt_tokens", "sampled_tokens", "learned_tokens")}  # fmt: skip
+        tokens = [str(value) for key, value in mean.items() if key != "length"]
+        said = child("--say", case, *tokens, *common, threads=args.threads)
         took = statistics.median(second for one in found for second in one["seconds_a_step"])
         peak = max(one["peak_memory_bytes"] for one in found)
         table[case] = {
@@ -147,10 +164,12 @@ def main() -> None:
             "peak_memory_mib": round(peak / 2**20),
             "seconds_a_step": round(took, 2),
             "sampling_seconds": round(statistics.median(s for one in found for s in one["sampling_seconds"]), 2),
-            "length": round(length, 2),
+            **{key: round(value, 2) for key, value in mean.items()},
             "said": said,
             "memory_said_over_seen": round(said["memory_bytes"] / peak, 2),
-            "seconds_said_over_seen": round(said["seconds_a_step_at_that_length"] / took, 2),
+            "seconds_said_over_seen": round(said["seconds_of_those_tokens"] / took, 2),
+            "at_most_over_seen": round(said["seconds_a_step"] / took, 2),
+            "at_half_over_seen": round(said["seconds_a_step_at_half"] / took, 2),
         }
         print(case, table[case], file=sys.stderr, flush=True)
     finish("methods", {"rounds": args.rounds, "steps": args.steps, "methods": table}, args.save)

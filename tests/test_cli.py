@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import tinylora
 import tinylora.training
 from tinylora.adapter.config import AdapterConfig
 from tinylora.cli import app
@@ -191,6 +192,12 @@ def test_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writer)
     assert done.stderr == "" and done.returncode == 141
+
+
+def test_version_and_module() -> None:
+    assert tinylora_("--version").stdout == f"tinylora {tinylora.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "tinylora", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"tinylora {tinylora.__version__}\n")
 
 
 # --- train ---

@@ -14,20 +14,19 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.final import prompt_candidates
 from tinylora.inspection import (
-    Speed,
     format_bytes,
     format_inspection,
-    format_plan,
     inspect_model,
     inspect_shapes,
     inspect_weights,
-    make_plan,
     memory_estimate,
     num_parameters,
     shape_model,
 )
 from tinylora.landscape import completion_logprobs, format_landscape, landscape, random_vector
 from tinylora.models.architecture import describe
+from tinylora.plan import Prompts, format_plan, make_plan, prompts_of
+from tinylora.timing import Speed
 from tinylora.training.config import (
     EvalConfig,
     GenerationConfig,
@@ -140,21 +139,48 @@ def test_plan_by_hand() -> None:
         eval=EvalConfig(every=50, num_validation=5, num_test=0),
     )
     speed = Speed(
-        forward_tokens_per_second=10.0, decode_tokens_per_second=4.0, decode_rows=8, threads=1, measured_on="paper"
-    )
-    plan = make_plan(config, speed, 20, "by hand")
+        forward_tokens_per_second=10.0, learner_tokens_per_second=5.0, decode_tokens_per_second=4.0, decode_rows=8,
+        threads=1, measured_on="paper", vector_seconds=0.5,
+    )  # fmt: skip
+    prompts = Prompts(tokens=20, shared=12, source="by hand")
+    plan = make_plan(config, speed, prompts)
     assert plan.sampled_tokens == 100 * 8 * 10 and plan.sampled_tokens_with_all_refills == 3 * plan.sampled_tokens
-    assert plan.learner_tokens == 100 * (2 * 20 + 8 * 10)
+    assert plan.learner_tokens == 100 * (12 + 2 * 8 + 8 * 10) == 10_800
     assert plan.evaluation_tokens == 3 * 5 * 10
-    seconds = 8000 / 4 + 12_000 * 2 / 10 + 150 / 4 + 100 * 2 * 20 / 10
+    validation = 150 / 4 + (3 * 12 + 3 * 5 * 8) / 10
+    sampling = 80 / 4 + 28 / 10
+    seconds = 100 * (sampling + 108 / 5 + 0.5) + validation
     assert plan.hours == pytest.approx(seconds / 3600, rel=1e-12)
-    assert plan.hours_with_all_refills == pytest.approx((seconds + 2 * 8000 / 4 + 2 * 4000 / 10) / 3600, rel=1e-12)
-    final = make_plan(replace(config, eval=replace(config.eval, num_test=7, random_vectors=5)), speed, 20, "by hand")
-    prompts = len(prompt_candidates(config))
-    assert final.evaluation_tokens == 150 + 10 * (7 * (2 + 2 + 4 + 1 + 5) + prompts * 5)
-    kl = make_plan(replace(config, grpo=replace(config.grpo, kl_coef=0.1)), speed, 20, "by hand")
-    assert kl.hours - plan.hours == pytest.approx(12_000 / 10 / 3600)  # one more forward pass
+    assert plan.step_seconds == pytest.approx(sampling + 108 / 5 + 0.5)
+    assert plan.step_seconds_at_half == pytest.approx(40 / 4 + 28 / 10 + (12 + 8 + 20) / 5 + 0.5)
+    assert plan.hours_with_all_refills == pytest.approx((seconds + 2 * 100 * sampling) / 3600, rel=1e-12)
+    final = make_plan(replace(config, eval=replace(config.eval, num_test=7, random_vectors=5)), speed, prompts)
+    candidates = len(prompt_candidates(config))
+    tokens = 150 + 10 * (7 * (2 + 2 + 4 + 1 + 5) + candidates * 5)
+    assert final.evaluation_tokens == tokens
+    replies = 15 + 7 * (2 + 2 + 1 + 1 + 5) + candidates * 5
+    evaluation = tokens / 4 + ((3 + 11 + candidates) * 12 + replies * 8) / 10
+    assert (final.hours - plan.hours) * 3600 == pytest.approx(evaluation - validation)
+    kl = make_plan(replace(config, grpo=replace(config.grpo, kl_coef=0.1)), speed, prompts)
+    assert kl.hours - plan.hours == pytest.approx(10_800 / 10 / 3600)  # one more forward pass
     assert "8,000 sampled (up to 24,000" in format_plan(speed, plan)
+    sft = make_plan(replace(config, train=replace(config.train, algorithm="sft")), speed, prompts)
+    assert sft.sampled_tokens == sft.sampled_tokens_with_all_refills == 0
+    assert sft.learner_tokens == 100 * (12 + 8 * 8 + 8 * 10)  # every reply has its own question
+    assert sft.step_seconds == pytest.approx(156 / 5 + 0.5)
+    assert sft.step_seconds_at_half == pytest.approx(116 / 5 + 0.5)
+    assert "reference replies" in format_plan(speed, sft) and "refill" not in format_plan(speed, sft)
+
+
+def test_prompts_that_begin_alike_are_said_to(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(f'{{"question": "{a} + 1", "answer": "{a + 1}"}}\n' for a in range(1000, 1100)))
+    config = RunConfig(task=TaskConfig(name="jsonl", path=str(file)))
+    config = replace(config, prompt=replace(config.prompt, system="x" * 400, template="{question}", chat=False))
+    prompts = prompts_of(config)
+    assert prompts.shared == 100 + 2  # 400 characters, and the digits 10 of every question
+    assert prompts.tokens == 106  # five digits and the three characters of " + "
+    assert prompts.together(3) == 102 + 3 * 4
 
 
 def test_shapes_and_weights_agree(bench: Workbench) -> None:

@@ -12,6 +12,7 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.errors import UserError
 from tinylora.generation.prefill import MIN_SHARED, common_prefix_length
 from tinylora.training.learner import Learner, Row, micro_batches
+from tinylora.training.packed import lay_out
 
 MODELS = ["tiny_llama", "tiny_qwen2", "tiny_gpt2"]
 HEAD = tuple(range(40, 40 + MIN_SHARED + 3))
@@ -189,6 +190,16 @@ def test_real_tokens_fill_a_batch_further_than_padded_ones() -> None:
 
 def test_no_rows_give_no_batches() -> None:
     assert list(micro_batches([], 100)) == []
+
+
+def test_what_all_prompts_begin_with_counts_once_where_it_is_computed_once() -> None:
+    batch = [Row(i, (*range(20), 30 + i, 1, 2, 3, 4), (7, 8, 9, 7, 8)) for i in range(4)]
+    laid = lay_out([row.prompt_ids for row in batch], [row.token_ids for row in batch])
+    assert len(laid.token_ids) + len(batch) == 60  # a completion's last token is not on the axis, but is counted
+    assert len(list(micro_batches(batch, 60))) == 1
+    assert len(list(micro_batches(batch, 59))) == 2
+    assert len(list(micro_batches(batch, 4 * 25 + 4 * 5, padded=True))) == 1
+    assert len(list(micro_batches(batch, 4 * 25 + 4 * 5 - 1, padded=True))) == 2
 
 
 def test_the_split_into_micro_batches_does_not_move_the_gradient(tiny_llama: PreTrainedModel) -> None:

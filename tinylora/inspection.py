@@ -1,38 +1,32 @@
 """The `inspect` workflow: what would be trained, and what it costs in memory and time.
 
-Counts come from shapes alone, so no weight has to be there. Time comes from a short measurement on this machine: of the
-model itself where it is loaded, else of two small ones of its shape with random weights. Leaves out: training itself.
+Counts come from shapes alone, so no weight has to be there. Leaves out: speed (timing.py), tokens and hours (plan.py).
 """
 
-import gc
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tinylora.adapter.attach import adapted_paths, linear_maps, output_head_path
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.grouping import canonical_order, module_type, tie_groups
 from tinylora.adapter.quantised import quantisation, quantisation_of, stored_bytes, weight_shape
 from tinylora.errors import UserError
-from tinylora.generation.engine import make_engine
-from tinylora.generation.types import Request, SamplingParams
 from tinylora.methods.attached import MethodAdapter
-from tinylora.methods.build import lora_xs_config, put_method_on
-from tinylora.methods.engine import engine_for
+from tinylora.methods.build import lora_xs_config
 from tinylora.methods.estimate import file_bytes, padded_bytes_a_token, state_bytes, trained_numbers
 from tinylora.models.architecture import Unsupported, describe
-from tinylora.models.device import available_threads, resolve_device, resolve_dtype
+from tinylora.models.device import resolve_device, resolve_dtype
 from tinylora.models.quantise import bytes_a_weight, check_quantisation
 from tinylora.models.quiet import quiet
-from tinylora.reporting.progress import format_duration
+from tinylora.plan import Plan, make_plan, prompts_of
+from tinylora.timing import Speed, measure_blocks, measure_speed
 from tinylora.training.config import ModelConfig, RunConfig
-from tinylora.training.learner import Learner, Row
 from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS, FEWEST_PADDED_TOKENS, activation_bytes
 
 if TYPE_CHECKING:
@@ -66,10 +60,6 @@ KNOWN_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "meta-llama/Llama-3.2-3B-Instruct": ("llama", _dims(128256, 3072, 8192, 28, 24, 8, True)),
     "meta-llama/Llama-3.1-8B-Instruct": ("llama", _dims(128256, 4096, 14336, 32, 32, 8, False)),
 }
-
-ASSUMED_PROMPT_TOKENS = 200
-CHARACTERS_PER_TOKEN = 4.0
-CALIBRATION_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,40 +123,6 @@ class Inspection:
     """Of the linear maps, as in model.quantization."""
     file_bytes: int = 0
     """Of adapter.safetensors in the run's folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Measured tokens a second of the whole model with its adapter, on this machine, as busy as it is now."""
-
-    forward_tokens_per_second: float
-    decode_tokens_per_second: float
-    decode_rows: int
-    threads: int
-    measured_on: str
-    learner_tokens_per_second: float = 0.0
-    """Forward and backward through the method's layers; 0 where it was not measured apart."""
-    vector_seconds: float = 0.0
-    """To make the engine ready for new numbers, and to take the optimiser's step on them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Tokens and hours of a run if every completion fills its budget: upper bounds but for refilled groups."""
-
-    steps: int
-    completions_per_step: int
-    prompt_tokens: int
-    prompt_tokens_from: str
-    sampled_tokens: int
-    sampled_tokens_with_all_refills: int
-    learner_tokens: int
-    evaluation_tokens: int
-    hours: float
-    """No group refilled."""
-    hours_with_all_refills: float
-    step_seconds: float = 0.0
-    """One step, no group refilled, validation left out."""
 
 
 # --- shapes ---
@@ -359,243 +315,6 @@ def memory_estimate(
     )
 
 
-# --- time ---
-
-
-def _timed(action: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Seconds of the fastest of `repeats` calls, after one to warm up."""
-    best = math.inf
-    for attempt in range(repeats + 1):
-        _synchronise(device)
-        start = time.perf_counter()
-        action()
-        _synchronise(device)
-        if attempt:
-            best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-@dataclass(frozen=True, slots=True)
-class _Seconds:
-    """What a model of some blocks takes for each thing, at one length and one batch."""
-
-    forward: float
-    """CALIBRATION_TOKENS tokens without a gradient."""
-    decode: float
-    """One step of all rows."""
-    learner: float
-    """LEARNER_TOKENS tokens forward and backward; 0 for TinyLoRA's own layers, whose cost follows from `forward`."""
-    vector: float
-    """To make the engine ready for new numbers."""
-
-    def with_blocks(self, more: "_Seconds", blocks: int) -> "_Seconds":
-        """Of a model of `blocks` blocks, if this is one of 1 block and `more` one of BLOCKS_TIMED."""
-        each = lambda a, b: a + max(0.0, b - a) / (BLOCKS_TIMED - 1) * (blocks - 1)  # noqa: E731
-        pairs = zip((self.forward, self.decode, self.learner, self.vector),
-                    (more.forward, more.decode, more.learner, more.vector), strict=True)  # fmt: skip
-        return _Seconds(*(each(a, b) for a, b in pairs))
-
-    def speed(self, rows: int, trained: int, measured_on: str) -> Speed:
-        """As rates. `trained`: numbers, each of which a step reads and writes some times."""
-        state = STATE_PASSES * 4 * trained / _copy_rate() if self.learner else 0.0
-        return Speed(
-            forward_tokens_per_second=CALIBRATION_TOKENS / self.forward,
-            decode_tokens_per_second=rows / self.decode,
-            decode_rows=rows,
-            threads=torch.get_num_threads(),
-            measured_on=measured_on,
-            learner_tokens_per_second=LEARNER_TOKENS / self.learner if self.learner else 0.0,
-            vector_seconds=self.vector + state,
-        )
-
-
-def _measure(model: Any, adapter: Any, config: RunConfig) -> _Seconds:
-    """Time a forward pass, a decoding step of the engine that would sample, and for methods other than TinyLoRA the
-    learner's passes and new numbers. The cost of long contexts is left out."""
-    rows = _rows(config)
-    device = next(model.parameters()).device
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.arange(CALIBRATION_TOKENS, device=device) % vocabulary
-    is_other = isinstance(adapter, MethodAdapter)
-    v = adapter.zeros() if is_other else None
-    engine: Any = (
-        engine_for(model, adapter, config, context_length=CALIBRATION_TOKENS, pad_token_id=0, say=lambda text: None)
-        if is_other
-        else make_engine(
-            model, backend=config.generation.backend, context_length=CALIBRATION_TOKENS, max_batch_rows=rows,
-            say=lambda text: None,
-        )
-    )  # fmt: skip
-
-    def request(new_tokens: int, v: Tensor | None) -> Request:
-        params = SamplingParams(max_new_tokens=new_tokens)
-        return Request(prompt_ids=tuple(ids[:8].tolist()), params=params, num_samples=rows, v=v)
-
-    def decode(new_tokens: int) -> float:
-        return _timed(lambda: engine.generate([request(new_tokens, v)]), device, 3)
-
-    with torch.inference_mode():
-        forward = _timed(lambda: model(input_ids=ids.unsqueeze(0), use_cache=False), device, 2)
-    few, many = 2, 10
-    shortest = decode(few)
-    step = max(decode(many) - shortest, 1e-9) / (many - few)
-    if not is_other:
-        return _Seconds(forward, step, 0.0, 0.0)
-    fresh = _timed(lambda: engine.generate([request(few, 1e-3 * torch.rand_like(adapter.zeros()))]), device, 2)
-    return _Seconds(forward, step, _learner_seconds(model, adapter, config, vocabulary), max(0.0, fresh - shortest))
-
-
-def measure_speed(model: Any, adapter: Any, config: RunConfig, trained: int) -> Speed:
-    """Speed of a model that is loaded, with its adapter on it."""
-    return _measure(model, adapter, config).speed(_rows(config), trained, "the model itself")
-
-
-STATE_PASSES = 20
-"""Times that a step reads or writes an array of all trained numbers, its checkpoint included."""
-LEARNER_TOKENS = 4 * 48 + 16 * 16
-"""4 prompts of 48 tokens with 4 completions of 16 each."""
-BLOCKS_TIMED = 3
-"""Blocks of the larger of the two models that are timed in the place of one that is not loaded."""
-
-
-def _copy_rate() -> float:
-    """Bytes a second of a copy in memory, read and written."""
-    source = torch.zeros(2**24)
-    return 2 * 4 * source.numel() / _timed(lambda: source.clone(), torch.device("cpu"), 3)
-
-
-def _learner_seconds(model: Any, adapter: Any, config: RunConfig, vocabulary: int) -> float:
-    """Of forward and backward passes over LEARNER_TOKENS tokens."""
-    learner = Learner(model, adapter, temperature=config.generation.temperature,
-                      checkpointing=config.train.gradient_checkpointing)  # fmt: skip
-    draw = torch.Generator().manual_seed(0)
-    tokens = lambda n: tuple(torch.randint(0, vocabulary, (n,), generator=draw).tolist())  # noqa: E731
-    prompts = [tokens(48) for _ in range(4)]
-    rows = [Row(group, prompt, tokens(16)) for group, prompt in enumerate(prompts) for _ in range(4)]
-    v = adapter.zeros().requires_grad_()
-
-    def passes() -> None:
-        v.grad = None
-        logprobs, mask = learner.logprobs(rows, v)
-        logprobs[mask].sum().backward()
-
-    return _timed(passes, v.device, 2)
-
-
-def measure_blocks(model: nn.Module, config: RunConfig, trained: int) -> Speed:
-    """Speed of a model that is not loaded: two small ones of its shape, vocabulary included, with random weights and
-    the method on them are timed, of 1 and of BLOCKS_TIMED blocks; what a block adds counts for all the others."""
-    torch.set_num_threads(config.train.num_threads or available_threads())
-    shape: Any = model
-    blocks = int(shape.config.get_text_config().num_hidden_layers)
-    found = [_measure_small(shape, config, count) for count in (1, BLOCKS_TIMED)]
-    of_all = found[0].with_blocks(found[1], blocks)
-    plain = ", not quantised" if config.model.quantization != "none" else ""
-    measured_on = f"models of 1 and {BLOCKS_TIMED} blocks of this shape, random weights{plain}"
-    return of_all.speed(_rows(config), trained, measured_on)
-
-
-def _measure_small(model: Any, config: RunConfig, blocks: int) -> _Seconds:
-    from transformers import AutoModelForCausalLM
-
-    device = resolve_device(config.model.device)
-    dtype = resolve_dtype(config.model.dtype, device)
-    small = model.config.__class__.from_dict(model.config.to_dict())
-    small.num_hidden_layers = blocks
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(small, name, None)
-    if getattr(small, "layer_types", None):
-        small.layer_types = small.layer_types[:blocks]
-    with quiet():
-        part = AutoModelForCausalLM.from_config(small).to(device=device, dtype=dtype).eval()
-    settings = replace(config.adapter, basis="random", tying="all", num_groups=0, targets=("all-linear",))
-    method = replace(config.method, name="lora") if config.method.name == "qlora" else config.method
-    adapter = put_method_on(part, method, settings)
-    try:
-        return _measure(part, adapter, config)
-    finally:
-        del part, adapter
-        gc.collect()
-
-
-def _rows(config: RunConfig) -> int:
-    return min(config.generation.max_batch_rows, config.grpo.prompts_per_step * config.grpo.group_size)
-
-
-def prompt_length(config: RunConfig) -> tuple[int, str]:
-    """Mean prompt tokens and how they were found: from a few of the task's questions at four characters a token where
-    those can be had without network, else an assumption."""
-    from tinylora.tasks.build import build_task
-    from tinylora.tasks.public_sets import PUBLIC
-
-    task = config.task
-    if task.name in PUBLIC and not task.path:
-        return ASSUMED_PROMPT_TOKENS, "assumed: the questions are on the hub"
-    if task.name.startswith("reasoning_gym:"):
-        task = replace(task, num_items=min(task.num_items, 512))
-    built = build_task(task, config.prompt)
-    items = built.items("train")[:64]
-    characters = sum(len(m["content"]) for item in items for m in built.prompt(item)) / max(1, len(items))
-    template = 30 if config.prompt.chat else 0  # role marks, and the system turn that many templates bring
-    return round(characters / CHARACTERS_PER_TOKEN) + template, "from questions of the task at 4 characters a token"
-
-
-def make_plan(config: RunConfig, speed: Speed, prompt_tokens: int, prompt_tokens_from: str) -> Plan:
-    """Tokens and hours of the run.
-
-    A learner's token costs a forward pass and a backward pass, which costs another one (nothing but 13 numbers gets a
-    weight gradient); one more each with gradient checkpointing and with a KL term. The final evaluation counts, for a
-    test item, greedy and sampled answers of both models, one of a larger budget, one under another prompt and
-    one for each random vector; and each candidate prompt on the validation items.
-    """
-    from tinylora.evaluation.final import BUDGET_FACTOR, prompt_candidates
-
-    grpo, budget = config.grpo, config.generation.max_new_tokens
-    completions = grpo.prompts_per_step * grpo.group_size
-    sampled = config.train.steps * completions * budget
-    refilled = math.ceil(sampled * grpo.refill_factor)
-    per_step = grpo.prompts_per_step * prompt_tokens + completions * budget  # a group's prompt is computed once
-    learner = config.train.steps * per_step * grpo.updates_per_batch
-    passes = 2 + config.train.gradient_checkpointing + (grpo.kl_coef > 0)
-    learner_seconds = learner * passes / speed.forward_tokens_per_second
-    if speed.learner_tokens_per_second:
-        kl_seconds = (grpo.kl_coef > 0) * learner / speed.forward_tokens_per_second
-        learner_seconds = learner / speed.learner_tokens_per_second + kl_seconds
-    learner_seconds += config.train.steps * speed.vector_seconds
-    validations = 1 + (config.train.steps // config.eval.every if config.eval.every else 1)
-    evaluation = validations * config.eval.num_validation * budget
-    if config.eval.num_test:
-        each = 4 + BUDGET_FACTOR + 1 + config.eval.random_vectors
-        prompts_tried = len(prompt_candidates(config)) * config.eval.num_validation
-        evaluation += (each * config.eval.num_test + prompts_tried) * budget
-    fixed = learner_seconds + evaluation / speed.decode_tokens_per_second
-    prompts = config.train.steps * grpo.prompts_per_step * prompt_tokens / speed.forward_tokens_per_second
-
-    def hours(tokens: int, factor: float) -> float:
-        return (fixed + prompts * factor + tokens / speed.decode_tokens_per_second) / 3600
-
-    return Plan(
-        steps=config.train.steps,
-        completions_per_step=completions,
-        prompt_tokens=prompt_tokens,
-        prompt_tokens_from=prompt_tokens_from,
-        sampled_tokens=sampled,
-        sampled_tokens_with_all_refills=refilled,
-        learner_tokens=learner,
-        evaluation_tokens=evaluation,
-        hours=hours(sampled, 1.0),
-        hours_with_all_refills=hours(refilled, grpo.refill_factor),
-        step_seconds=(learner_seconds + prompts + sampled / speed.decode_tokens_per_second) / config.train.steps,
-    )
-
-
 # --- the whole workflow ---
 
 
@@ -611,25 +330,25 @@ def inspect_shapes(config: RunConfig, say: Say) -> tuple[Inspection, Speed, Plan
         )
     model, source = shape_model(config.model)
     model.to(resolve_dtype(config.model.dtype, resolve_device(config.model.device)))
-    prompt_tokens, how = prompt_length(config)
-    found = inspect_model(model, config, source, prompt_tokens=prompt_tokens)
+    prompts = prompts_of(config)
+    found = inspect_model(model, config, source, prompt_tokens=prompts.tokens)
     say("timing small models of this shape here ...")
     speed = measure_blocks(model, config, found.num_trained)
-    return found, speed, make_plan(config, speed, prompt_tokens, how)
+    return found, speed, make_plan(config, speed, prompts)
 
 
 def inspect_weights(bench: "Workbench", say: Say) -> tuple[Inspection, Speed, Plan]:
     """The same for a model that is loaded: modules without a unique basis are known, and the model itself is timed."""
     config = bench.config
-    prompt_tokens, how = prompt_length(config)
+    prompts = prompts_of(config)
     with bench.adapter.using(None):
         other = isinstance(bench.adapter, MethodAdapter)
         found = inspect_model(
-            bench.base.model, config, "its weights", None if other else bench.adapter.excluded, prompt_tokens
+            bench.base.model, config, "its weights", None if other else bench.adapter.excluded, prompts.tokens
         )
     say("timing the model here ...")
     speed = measure_speed(bench.base.model, bench.adapter, config, found.num_trained)
-    return found, speed, make_plan(config, speed, prompt_tokens, how)
+    return found, speed, make_plan(config, speed, prompts)
 
 
 def format_bytes(count: int) -> str:
@@ -680,21 +399,3 @@ def format_inspection(found: Inspection, adapter: AdapterConfig) -> str:
         + (f", trained numbers, gradient and optimiser {format_bytes(m.state)}" if m.state else ""),
     ]
     return "\n".join(lines)
-
-
-def format_plan(speed: Speed, plan: Plan) -> str:
-    """Lines for people: speed, tokens, hours."""
-    return "\n".join(
-        [
-            f"speed here now, measured on {speed.measured_on}: {speed.forward_tokens_per_second:,.0f} tok/s forward, "
-            f"{speed.decode_tokens_per_second:,.0f} tok/s decoding {speed.decode_rows} rows, {speed.threads} threads",
-            f"run: {plan.steps} steps of {plan.completions_per_step} completions; prompts of {plan.prompt_tokens} "
-            f"tokens ({plan.prompt_tokens_from})",
-            f"tokens, if every completion fills its budget: {plan.sampled_tokens:,} sampled "
-            f"(up to {plan.sampled_tokens_with_all_refills:,} if groups are refilled to the cap), "
-            f"{plan.learner_tokens:,} through the learner, {plan.evaluation_tokens:,} for evaluation",
-            f"time, at most: {plan.hours:,.1f} hours ({format_duration(3600 * plan.hours)}); "
-            f"{plan.hours_with_all_refills:,.1f} hours with every refill"
-            + (f"; a step {format_duration(plan.step_seconds)}" if plan.step_seconds else ""),
-        ]
-    )

@@ -6,7 +6,11 @@ so that `--help` stays fast.
 
 import logging
 import os
+from typing import Annotated
 
+import typer
+
+from tinylora import __version__
 from tinylora.cli import adapters, look, report, sweep, train, use  # noqa: F401 (their verbs)
 from tinylora.cli.common import app
 
@@ -32,8 +36,18 @@ def _set_environment() -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"tinylora {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _top() -> None:
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
     """Fine-tune a language model by training a dozen numbers, and see what that did.
 
     \b

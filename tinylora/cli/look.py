@@ -10,7 +10,9 @@ from tinylora.cli.common import Json, Overrides, app, print_json, say, verb
 from tinylora.errors import UserError
 
 if TYPE_CHECKING:
-    from tinylora.inspection import Inspection, Plan, Speed
+    from tinylora.inspection import Inspection
+    from tinylora.plan import Plan
+    from tinylora.timing import Speed
     from tinylora.training.config import RunConfig
 
 
@@ -98,7 +100,8 @@ def _numbers(text: str) -> list[float]:
 
 def print_inspection(config: "RunConfig", found: "Inspection", speed: "Speed", plan: "Plan", *, as_json: bool) -> None:
     """What would be trained, for people or as JSON."""
-    from tinylora.inspection import format_inspection, format_plan
+    from tinylora.inspection import format_inspection
+    from tinylora.plan import format_plan
 
     if as_json:
         inspected = dataclasses.asdict(found)

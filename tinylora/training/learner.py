@@ -24,7 +24,7 @@ from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
 from tinylora.generation.prefill import can_select, prefill, with_cache
 from tinylora.models.architecture import Unsupported, describe
-from tinylora.training.packed import PackedForward
+from tinylora.training.packed import PackedForward, shared_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,12 @@ class Row:
 class _Size:
     """Tokens that a batch takes, kept up to date as rows join it."""
 
-    def __init__(self, shared_prompts: bool, padded: bool) -> None:
-        self.shared_prompts, self.padded = shared_prompts, padded
+    def __init__(self, shared_prompts: bool, padded: bool, shared_prefix: int) -> None:
+        """shared_prefix: tokens at the beginning of every prompt that a batch computes once."""
+        self.shared_prompts, self.padded, self.shared_prefix = shared_prompts, padded, shared_prefix
         self.prompts: set[Any] = set()
-        self.num_rows = self.prompt_tokens = self.tokens = self.width = self.length = 0
+        self.prompt_tokens = shared_prefix
+        self.num_rows = self.tokens = self.width = self.length = 0
 
     def add(self, row: Row) -> int:
         """Take the row in; returns the batch's tokens."""
@@ -53,7 +55,7 @@ class _Size:
         key: Any = self.num_rows if not self.shared_prompts else row.group if self.padded else row.prompt_ids
         if key not in self.prompts:
             self.prompts.add(key)
-            self.prompt_tokens += len(row.prompt_ids)
+            self.prompt_tokens += len(row.prompt_ids) - self.shared_prefix
         if self.padded:
             return len(self.prompts) * self.width + self.num_rows * self.length
         return self.prompt_tokens + self.tokens
@@ -65,22 +67,24 @@ def micro_batches(
     """Indices of rows, a batch at a time, so that prompt and completion tokens stay within max_tokens.
 
     `padded` says whether padding counts; None means where prompts are not shared (`Learner.padded` tells). A shared
-    prompt counts once, else once a row; what several prompts begin with is counted with each of them.
+    prompt counts once, else once a row; so does, without padding, what all prompts begin with.
 
     Rows of a group stay together where they fit, groups of like length come together. One row that is longer than
-    max_tokens is a batch of its own. The order depends on lengths alone, so equal rows give equal batches.
+    max_tokens is a batch of its own. The order depends on lengths, and on what prompts share: equal rows give equal
+    batches.
     """
     padded = not shared_prompts if padded is None else padded
     longest: dict[int, int] = {}
     for row in rows:
         longest[row.group] = max(longest.get(row.group, 0), len(row.token_ids))
     order = sorted(range(len(rows)), key=lambda i: (longest[rows[i].group], len(rows[i].prompt_ids), rows[i].group, i))
+    prefix = shared_prefix(list({row.prompt_ids for row in rows})) if shared_prompts and not padded else 0
     batch: list[int] = []
-    size = _Size(shared_prompts, padded)
+    size = _Size(shared_prompts, padded, prefix)
     for index in order:
         if size.add(rows[index]) > max_tokens and batch:
             yield batch
-            batch, size = [], _Size(shared_prompts, padded)
+            batch, size = [], _Size(shared_prompts, padded, prefix)
             size.add(rows[index])
         batch.append(index)
     if batch:
