@@ -6,6 +6,7 @@ so that neither has to be installed for a plain model.
 """
 
 import copy
+from types import MethodType
 from typing import Any
 
 import torch
@@ -87,16 +88,32 @@ def stored_bytes(weight: Any) -> int:
 
 
 def keep_differentiable(model: nn.Module) -> None:
-    """Keep bitsandbytes from packing 4-bit weights for the CPU's bfloat16 kernels at the first forward pass.
+    """Let bitsandbytes' maps compute what their gradient is the gradient of, whether the model trains or samples.
 
-    It does so to frozen weights in eval mode, in place, and those kernels have no backward pass: what comes out of
-    them has no gradient, and says nothing of it. Raises: UserError if that has happened to this model.
+    4 bits: it packs frozen weights in eval mode, in place, for the CPU's bfloat16 kernels at the first forward pass, and
+    those have no backward pass: what comes out of them has no gradient, and says nothing of it. 8 bits: in eval mode
+    the inputs are rounded to 8 bits, too, with outliers found over the whole batch, which no backward pass knows; on
+    the CPU the product of train mode is taken instead, with the dequantised weight.
+    Raises: UserError if 4-bit weights of this model have been packed already.
     """
     module: Any
     for module in model.modules():
         if quantisation(module) == "bnb-4bit":
             _refuse_repacked(module.weight.quant_state)
             module.support_avx512bf16_for_cpu = False
+        if quantisation(module) == "bnb-8bit" and module.weight.device.type == "cpu":
+            module.forward = MethodType(_as_in_training, module)
+
+
+def _as_in_training(module: Any, x: Tensor) -> Tensor:
+    """A Linear8bitLt's forward pass as in train mode, in which it is left as it was found."""
+    before = module.training
+    module.training = True  # of this map alone, which has no other use for it
+    try:
+        found: Tensor = type(module).forward(module, x)
+    finally:
+        module.training = before
+    return found
 
 
 def _refuse_repacked(state: Any) -> None:
