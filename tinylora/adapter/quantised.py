@@ -90,10 +90,10 @@ def stored_bytes(weight: Any) -> int:
 def keep_differentiable(model: nn.Module) -> None:
     """Let bitsandbytes' maps compute what their gradient is the gradient of, whether the model trains or samples.
 
-    4 bits: it packs frozen weights in eval mode, in place, for the CPU's bfloat16 kernels at the first forward pass, and
-    those have no backward pass: what comes out of them has no gradient, and says nothing of it. 8 bits: in eval mode
-    the inputs are rounded to 8 bits, too, with outliers found over the whole batch, which no backward pass knows; on
-    the CPU the product of train mode is taken instead, with the dequantised weight.
+    4 bits: it packs frozen weights in eval mode, in place, for the CPU's bfloat16 kernels at the first forward pass,
+    and those have no backward pass: what comes out of them has no gradient, and says nothing of it. 8 bits: in eval
+    mode the inputs are rounded to 8 bits, too, with outliers found over the whole batch, which no backward pass knows;
+    on the CPU the product of train mode is taken instead, with the dequantised weight.
     Raises: UserError if 4-bit weights of this model have been packed already.
     """
     module: Any
