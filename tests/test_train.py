@@ -188,6 +188,23 @@ def test_keep_best_and_keep_last(tiny_folder: Path, tmp_path: Path, offset: floa
     assert (max(scores) < -1) == (offset < 0)
 
 
+def test_a_run_that_never_beat_the_untrained_model_says_so(tiny_folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def run(reward: dict[str, float]) -> list[float]:
+        said.clear()
+        config = tiny_config(tiny_folder, eval={"every": 1}, optim={"lr": 0.5})
+        found = train(replace(config, reward=reward), ByteTask(), out=tmp_path, say=said.append)
+        return [row["validation_reward"] for row in metrics_of(found.run)]
+
+    scores = run({"one": 1.0})
+    assert set(scores) == {1.0}
+    assert any("at no validation was it better than the untrained model (mean reward 1.000" in text for text in said)
+    scores = run({"value_only": 1.0})
+    assert max(scores[1:]) > scores[0]
+    assert not any("at no validation" in text for text in said)
+
+
 def test_gradient_checkpointing_trains_the_same(tiny_folder: Path, tmp_path: Path) -> None:
     plain = start(tiny_folder, tmp_path, train={"steps": 3})
     saving = start(tiny_folder, tmp_path, train={"steps": 3, "gradient_checkpointing": True})

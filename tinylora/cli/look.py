@@ -216,7 +216,9 @@ def recipes(as_json: Json = False) -> None:
     """
     from tinylora.paths import recipes_dir
 
-    found = {path.stem: _first_comment(path) for path in sorted(recipes_dir().glob("*.toml"))}
+    found = {
+        path.stem: _first_comment(path) for path in sorted(recipes_dir().glob("*.toml"), key=lambda path: path.stem)
+    }
     if as_json:
         print_json({"folder": str(recipes_dir()), "recipes": found})
         return

@@ -20,7 +20,7 @@ from tinylora.methods.peft_files import write_peft_adapter
 from tinylora.models.bases import remember
 from tinylora.models.load import encode_prompt
 from tinylora.peak_memory import peak_memory
-from tinylora.reporting.metrics import JsonlWriter, Means, MetricsWriter
+from tinylora.reporting.metrics import JsonlWriter, Means, MetricsWriter, read_jsonl
 from tinylora.reporting.progress import Progress, StepReport
 from tinylora.reporting.trackers import make_trackers
 from tinylora.tasks.base import Split, Task
@@ -251,6 +251,12 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     save_vector(folder.path / LAST, v, config, {"step": state.step, **facts})
     save_vector(folder.path / BEST, chosen, config, {"step": chosen_step, "kept": config.train.keep, **facts})
     say(f"saved {folder.path / BEST} ({config.train.keep} v, step {chosen_step}); next: tinylora chat {folder.path}")
+    untrained = _untrained_score(folder)
+    if state.best_v is not None and untrained is not None and state.best_score <= untrained:
+        say(
+            f"at no validation was it better than the untrained model (mean reward {state.best_score:.3f} at best, "
+            f"untrained {untrained:.3f}); before anything else try another optim.lr, here {config.optim.lr:g}"
+        )
     if isinstance(adapter, MethodAdapter) and config.method.name in THROUGH_PEFT:
         write_peft_adapter(folder.path / "peft", adapter, kept, base_name=config.model.name)
         say(f"and as PEFT's own adapter: {folder.path / 'peft'}")
@@ -337,6 +343,12 @@ def _probe_rows(bench: Workbench) -> list[Row]:
         [Request(prompt_ids=p, params=SamplingParams(temperature=0.0, max_new_tokens=budget)) for p in prompts]
     )
     return [Row(c.request_index, prompts[c.request_index], c.token_ids) for c in completions]
+
+
+def _untrained_score(folder: RunFolder) -> float | None:
+    """Mean validation reward before the first step, by the run's own log."""
+    first = next(iter(read_jsonl(folder.metrics_path)), {})
+    return first.get("validation_reward") if first.get("step") == 0 else None
 
 
 def _is_validation_step(step: int, config: RunConfig) -> bool:
