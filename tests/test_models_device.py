@@ -120,6 +120,15 @@ def test_the_tightest_quota_on_the_way_to_our_own_cgroup_counts(
     assert _threads(monkeypatch, root, 16, "0::/slice/service\n") == 3
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(None, 4), ("2", 2), ("3,1", 3), ("64", 4), ("0", 4), ("many", 4)])
+def test_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch, asked: str | None, expected: int) -> None:
+    monkeypatch.setattr(d, "available_threads", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert d.default_threads() == expected
+
+
 @pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("400000", 4)])
 def test_threads_under_cgroup_v1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int) -> None:
     root = tmp_path / "cgroup"

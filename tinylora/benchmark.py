@@ -18,7 +18,7 @@ from tinylora.generation.transformers_backend import TransformersEngine
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.models.architecture import Unsupported
 from tinylora.models.busy import warn_if_busy
-from tinylora.models.device import available_threads
+from tinylora.models.device import default_threads
 from tinylora.models.load import BaseModel, load_base_model
 from tinylora.peak_memory import peak_memory, reset_peak_memory
 from tinylora.roofline import Machine, decode_bound, kv_bytes, measure_machine
@@ -120,7 +120,7 @@ def run_bench(name: str, settings: BenchSettings, say: Say, base: BaseModel | No
 
     Raises: UserError for a model that cannot be loaded, or a prompt and answer longer than its context.
     """
-    threads = settings.threads or available_threads()
+    threads = settings.threads or default_threads()
     torch.set_num_threads(threads)
     others = warn_if_busy(threads, say)
     if base is None:

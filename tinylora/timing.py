@@ -20,7 +20,7 @@ from tinylora.generation.types import Request, SamplingParams
 from tinylora.methods.attached import MethodAdapter
 from tinylora.methods.build import put_method_on
 from tinylora.methods.engine import engine_for
-from tinylora.models.device import available_threads, resolve_device, resolve_dtype
+from tinylora.models.device import default_threads, resolve_device, resolve_dtype
 from tinylora.models.quiet import quiet
 from tinylora.training.config import RunConfig
 from tinylora.training.learner import Learner, Row
@@ -175,7 +175,7 @@ def _learner_seconds(model: Any, adapter: Any, config: RunConfig, vocabulary: in
 def measure_blocks(model: nn.Module, config: RunConfig, trained: int) -> Speed:
     """Speed of a model that is not loaded: two smaller ones of its shape, vocabulary included, with random weights and
     the method on them are timed, one of 1 block and one of some; what a block adds counts for all the others."""
-    torch.set_num_threads(config.train.num_threads or available_threads())
+    torch.set_num_threads(config.train.num_threads or default_threads())
     shape: Any = model
     blocks = int(shape.config.get_text_config().num_hidden_layers)
     timed = _blocks_to_time(shape, config, blocks)

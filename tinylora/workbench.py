@@ -18,7 +18,7 @@ from tinylora.methods.engine import engine_for
 from tinylora.methods.estimate import padded_bytes_a_token
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.busy import warn_if_busy
-from tinylora.models.device import available_threads
+from tinylora.models.device import default_threads
 from tinylora.models.load import BaseModel, load_base_model
 from tinylora.paths import cache_dir
 from tinylora.tasks.base import Task
@@ -46,8 +46,8 @@ class Workbench:
 
 
 def set_threads(num_threads: int) -> int:
-    """Set torch's threads (0: the cores really available) and return the count."""
-    threads = num_threads or available_threads()
+    """Set torch's threads (0: OMP_NUM_THREADS, else the cores really available) and return the count."""
+    threads = num_threads or default_threads()
     torch.set_num_threads(threads)
     return threads
 

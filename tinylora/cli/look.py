@@ -122,7 +122,7 @@ def bench(
     batch: Annotated[str, typer.Option(help="Rows at once, separated by commas; each is measured.")] = "1,8,64",
     prompt: Annotated[int, typer.Option(help="Tokens of each row's prompt.")] = 128,
     new: Annotated[int, typer.Option(help="Tokens generated on each row.")] = 64,
-    threads: Annotated[int, typer.Option(help="0 takes the cores really available.")] = 0,
+    threads: Annotated[int, typer.Option(help="0 takes OMP_NUM_THREADS, else the cores really available.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     backend: Annotated[str, typer.Option(help="native or transformers.")] = "native",

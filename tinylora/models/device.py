@@ -89,6 +89,13 @@ def available_threads(cgroup: Path = CGROUP) -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
+def default_threads() -> int:
+    """Threads where nobody names a number: OMP_NUM_THREADS where it is set, but no more than there are cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    cores = available_threads()
+    return min(int(asked), cores) if asked.isdecimal() and int(asked) else cores
+
+
 def _cgroup_quota(root: Path, self_file: Path = Path("/proc/self/cgroup")) -> float | None:
     found = tightest_quota(root, self_file)
     return None if found is None else found[0]

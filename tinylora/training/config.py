@@ -220,7 +220,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     num_threads: int = 0
-    """Torch threads; 0 takes the cores really available. Resolved once and recorded."""
+    """Torch threads; 0 takes OMP_NUM_THREADS, else the cores really available. Resolved once and recorded."""
     keep: Literal["best", "last"] = "best"
     """Which v is the adapter: best on validation, or the last one. Both are saved."""
     control: Literal["none", "format", "shuffled"] = "none"
