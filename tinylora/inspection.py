@@ -90,6 +90,8 @@ class Memory:
     adapter_factors: int
     kv_cache: int
     activations: int
+    packed_copy: int = 0
+    """Of the weights: the rollout engine's copy in its own layout, which it does without where there is no room."""
     state: int = 0
     """The trained numbers and all that goes with them: gradient, Adam's moments, the best ones, a checkpoint."""
 
@@ -97,6 +99,11 @@ class Memory:
     def total(self) -> int:
         """All of it."""
         return self.weights + self.adapter_factors + self.kv_cache + self.activations + self.state
+
+    @property
+    def least(self) -> int:
+        """All without what can be done without."""
+        return self.total - self.packed_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +278,7 @@ def memory_estimate(
     block = 12 * hidden + 4 * inner
     kept = block + layers * hidden if config.train.gradient_checkpointing else layers * block
     checkpointing = config.train.gradient_checkpointing
-    copies = 1
+    copies, is_packed = 1, False
     is_quantised = config.model.quantization != "none" or bool(quantisation_of(model))
     try:
         if is_quantised:
@@ -285,7 +292,7 @@ def memory_estimate(
         budget = int(config.train.memory_budget_gib * 2**30)
         tokens = config.train.micro_batch_tokens or max(0, budget - need.fixed) // need.a_token
         activations = need.fixed + need.a_token * max(tokens, length)
-        copies += config.generation.backend == "native" and resolve_device(config.model.device).type == "cpu"
+        is_packed = config.generation.backend == "native" and resolve_device(config.model.device).type == "cpu"
     method = config.method
     rank, u = config.adapter.rank, config.adapter.u
     if method.name == "lora-xs":
@@ -302,12 +309,13 @@ def memory_estimate(
         if method.name == "full" or (method.name in ("dora", "ia3") and itemsize == 4):
             copies += 1  # the merged weights
         elif method.name in ("dora", "ia3", "adapter"):
-            copies = 1  # transformers samples
+            is_packed = False  # transformers samples
     weights = num_parameters(model) * itemsize
     if is_quantised:
         weights = weight_bytes(model, itemsize, config.model.quantization)
     return Memory(
-        weights=copies * weights,
+        weights=(copies + is_packed) * weights,
+        packed_copy=is_packed * weights,
         adapter_factors=factors,
         kv_cache=rows * length * 2 * layers * kv_heads * head_dim * itemsize,
         activations=activations,
@@ -390,11 +398,12 @@ def format_inspection(found: Inspection, adapter: AdapterConfig) -> str:
     if not found.gaps_checked:
         lines.append("  (modules whose basis is not unique are left out too; that shows only with the weights)")
     m = found.memory
+    copy = f" ({format_bytes(m.packed_copy)} of them a copy for rollouts, if there is room)" if m.packed_copy else ""
     packed = f", linear maps {found.quantization}" if found.quantization != "none" else ""
     lines += [
         "",
         f"memory in training, estimated, on {found.device} in {found.dtype}{packed}: {format_bytes(m.total)} = weights "
-        f"{format_bytes(m.weights)}, adapter factors {format_bytes(m.adapter_factors)}, KV cache "
+        f"{format_bytes(m.weights)}{copy}, adapter factors {format_bytes(m.adapter_factors)}, KV cache "
         f"{format_bytes(m.kv_cache)}, activations and logits {format_bytes(m.activations)}"
         + (f", trained numbers, gradient and optimiser {format_bytes(m.state)}" if m.state else ""),
     ]

@@ -8,7 +8,6 @@ Covers what `tinylora.models.architecture.describe` knows; callers fall back to 
 
 from collections.abc import Sequence as Seq
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,6 +27,7 @@ from tinylora.generation.scheduler import Fill, Prefix, Row, Scheduler
 from tinylora.generation.sequences import Sequence, collect, make_sequences
 from tinylora.generation.types import Completion, Request
 from tinylora.models.architecture import describe
+from tinylora.models.memory import device_memory
 
 KV_BUDGET_BYTES = 2 * 2**30
 PREFILL_TOKENS = 2048
@@ -101,7 +101,7 @@ class NativeEngine:
         if not can_prepack(self.architecture):
             return False
         needed = sum(p.numel() for p in self.model.parameters()) * self.architecture.dtype.itemsize
-        free = psutil.virtual_memory().available
+        free = device_memory(torch.device("cpu")).available
         if 2 * needed > free:
             text = (
                 f"the rollout engine does not pack the weights, and is slower: the copy takes {needed / 2**30:.1f} GiB "

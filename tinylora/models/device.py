@@ -106,19 +106,26 @@ def tightest_quota(root: Path = CGROUP, self_file: Path = Path("/proc/self/cgrou
 
     None means unlimited.
     """
-    folders = [root, root / "cpu"]
+    folders = own_cgroups("cpu", root, self_file)
+    quotas = [(quota, folder) for folder in folders if (quota := _quota_in(folder)) is not None]
+    return min(quotas, key=lambda found: found[0], default=None)
+
+
+def own_cgroups(controller: str, root: Path = CGROUP, self_file: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """Folders of the control groups on the way from the root to this process's own, of version 2 and of a controller of
+    version 1; some may not exist."""
+    folders = [root, root / controller]
     try:
         for line in self_file.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            base = root / "cpu" if "cpu" in controllers.split(",") else root
+            base = root / controller if controller in controllers.split(",") else root
             if controllers and base == root:
                 continue
             parts = Path(path.lstrip("/")).parts
             folders += [base.joinpath(*parts[: i + 1]) for i in range(len(parts))]
     except (OSError, ValueError):
         pass  # not Linux, or a kernel without cgroups: the root folders decide
-    quotas = [(quota, folder) for folder in folders if (quota := _quota_in(folder)) is not None]
-    return min(quotas, key=lambda found: found[0], default=None)
+    return folders
 
 
 def _quota_in(folder: Path) -> float | None:

@@ -221,6 +221,8 @@ class TrainConfig:
     """Recompute activations in the backward pass: less memory, a third more time."""
     num_threads: int = 0
     """Torch threads; 0 takes OMP_NUM_THREADS, else the cores really available. Resolved once and recorded."""
+    check_memory: bool = True
+    """Refuse a run whose estimated memory is more than there is."""
     keep: Literal["best", "last"] = "best"
     """Which v is the adapter: best on validation, or the last one. Both are saved."""
     control: Literal["none", "format", "shuffled"] = "none"

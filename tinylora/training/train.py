@@ -14,6 +14,7 @@ from tinylora.adapters import open_adapter
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import evaluate, mean
 from tinylora.evaluation.final import final_evaluation, prompt_candidates
+from tinylora.memory_check import check_memory
 from tinylora.methods.attached import MethodAdapter
 from tinylora.methods.build import THROUGH_PEFT
 from tinylora.methods.peft_files import write_peft_adapter
@@ -123,6 +124,7 @@ def train(
 
     Raises: UserError for settings that cannot work, before anything is written; during the run, see `grpo_step`.
     """
+    check_memory(config, say)
     bench = open_workbench(config, task=task or True, say=say)
     _check(bench, say)
     folder = RunFolder.create(out, name, bench.config, collect_environment())
@@ -143,6 +145,7 @@ def resume(
     if differences:
         say("this is not the machine of the run's start, so it goes on, but not bit for bit: " + "; ".join(differences))
     with folder.lock():
+        check_memory(config, say, refuse=False)
         bench = open_workbench(config, task=task or True, say=say)
         folder.write_config(bench.config)
         return _run(bench, folder, say)
