@@ -57,8 +57,8 @@ def sweep(
     cores = available_cores()
     jobs = jobs or (1 if _on_gpu(plan) else cores)
     driver = Driver(plan, folder, jobs=jobs, threads=max(1, cores // jobs), say=say, until=deadline)
+    check_same(plan, folder)
     if dry_run:
-        check_same(plan, folder)
         driver.look()
         _print_plan(plan, driver, as_json)
         return
