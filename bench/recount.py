@@ -1,14 +1,17 @@
 """Count the answers kept in docs/studies again: shares, and every condition against the adapter, from nothing else.
 
-    python bench/recount.py docs/studies/dial-smollm2 [--save]
+    python bench/recount.py docs/studies/dial-smollm2 [--against rl-tinylora-13] [--save]
 
 Each file NAME.jsonl.gz holds lines with condition, item and scores; "tuned" is the adapter. The p values of a file are
-also adjusted together (Benjamini-Hochberg), as `tinylora eval --controls` does.
+also adjusted together (Benjamini-Hochberg), as `tinylora eval --controls` does. What untrained.jsonl.gz holds is
+compared with in every file. Files CELL_s0, CELL_s1, ... are seeds of one cell and are also pooled by item; with
+--against CELL, each other cell is compared with that one, too, over the seeds that both have.
 """
 
 import argparse
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,41 @@ from common import finish
 from tinylora.evaluation.power import adjusted_p_values
 from tinylora.evaluation.statistics import paired_result
 
+Answers = dict[str, dict[str, bool]]
+"""Whether each item is right, by condition."""
 
-def recount(file: Path) -> dict[str, Any]:
-    """Of one file, by condition."""
-    right: dict[str, dict[str, bool]] = {}
+
+def read(file: Path) -> Answers:
+    right: Answers = {}
     for line in gzip.decompress(file.read_bytes()).decode().splitlines():
         row = json.loads(line)
         right.setdefault(row["condition"], {})[row["item_id"]] = row["strict"] >= 1
+    return right
+
+
+def pooled(cells: dict[str, dict[int, dict[str, bool]]], shared: Answers, reference: str) -> dict[str, Any]:
+    """Of each cell, its seeds together: against the untrained model, and against the cell `reference`."""
+    found: dict[str, Any] = {}
+    for name, seeds in cells.items():
+        others = {"untrained": dict.fromkeys(seeds, shared["untrained"])} if "untrained" in shared else {}
+        if reference and name != reference:
+            others[reference] = {seed: answers for seed, answers in cells[reference].items() if seed in seeds}
+        found[name] = {
+            "seeds": sorted(seeds),
+            "shares": [sum(seeds[s].values()) / len(seeds[s]) for s in sorted(seeds)],
+        }
+        for other, theirs in others.items():
+            keys = [(seed, item) for seed in sorted(theirs) for item in seeds[seed]]
+            pair = paired_result([theirs[s][i] for s, i in keys], [seeds[s][i] for s, i in keys])
+            found[name][other] = {
+                "seeds": sorted(theirs), "difference": pair.difference, "interval": list(pair.interval),
+                "won": pair.won, "lost": pair.lost, "p_value": pair.p_value,
+            }  # fmt: skip
+    return found
+
+
+def recount(right: Answers) -> dict[str, Any]:
+    """Of one file, by condition."""
     tuned = right.pop("tuned") if "tuned" in right else right.pop("adapter")  # eval --controls, and eval --items
     items = list(tuned)
     pairs = {
@@ -47,13 +78,22 @@ def recount(file: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--against", default="", help="a cell that all others are compared with")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
-    files = sorted(args.folder.glob("*.jsonl.gz"))
+    files = {file.name.removesuffix(".jsonl.gz"): read(file) for file in sorted(args.folder.glob("*.jsonl.gz"))}
+    shared = files.pop("untrained", {})
     if not files:
         raise SystemExit(f"{args.folder} holds no *.jsonl.gz")
-    counted = {file.name.removesuffix(".jsonl.gz"): recount(file) for file in files}
-    finish(f"recount_{args.folder.name}", {"folder": args.folder.name, "files": counted}, args.save)
+    counted = {name: recount({**shared, **right}) for name, right in files.items()}
+    cells: dict[str, dict[int, dict[str, bool]]] = {}
+    for name, right in files.items():
+        if seed := re.fullmatch(r"(.*)_s(\d+)", name):
+            cells.setdefault(seed[1], {})[int(seed[2])] = right["tuned"]
+    if args.against and args.against not in cells:
+        raise SystemExit(f"no file {args.against}_s*.jsonl.gz in {args.folder}")
+    result = {"folder": args.folder.name, "files": counted, "pooled": pooled(cells, shared, args.against)}
+    finish(f"recount_{args.folder.name}", result, args.save)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""Keep what a sweep's runs answered: docs/studies/NAME/*.jsonl.gz, which recount.py counts again, and the results file.
+
+One file for each run that is done (CELL_sSEED), with the adapter's replies, and one with the untrained model's, which
+answered the same items for all. Item ids are cut to 12 characters, questions left out: the recipe gives them back.
+
+    python bench/keep_answers.py runs/mine docs/studies/NAME --results NAME
+"""
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+KEPT = ("condition", "item_id", "answer", "text", "strict", "value_only", "answered", "stopped", "num_tokens")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.append({key: row[key][:12] if key == "item_id" else row[key] for key in KEPT})
+    return found
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--results", default="", help="keep results.json as bench/results/RESULTS.json")
+    parser.add_argument("--only", default="", help="this cell alone")
+    args = parser.parse_args()
+    results = json.loads((args.sweep / "results.json").read_text(encoding="utf-8"))
+    args.out.mkdir(parents=True, exist_ok=True)
+    untrained: list[dict[str, Any]] = []
+    for cell in results["cells"]:
+        for run in cell["runs"]:
+            if run["state"] != "done" or args.only not in ("", cell["name"]):
+                continue
+            items = args.sweep / run["items"]
+            rows = rows_of(items)
+            base = [row for row in rows if row["condition"] == "untrained"]
+            if untrained and base != untrained:
+                raise SystemExit(f"{items}: the untrained model's replies are not those of the other runs")
+            untrained = base
+            write(args.out / f"{cell['name']}_s{run['seed']}.jsonl.gz",
+                  [row | {"condition": "tuned"} for row in rows if row["condition"] != "untrained"])  # fmt: skip
+            print(items, len(rows))
+    write(args.out / "untrained.jsonl.gz", untrained)
+    if args.results:
+        (RESULTS / f"{args.results}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
