@@ -24,6 +24,7 @@ from tinylora.inspection import format_inspection, inspect_model
 from tinylora.methods.attached import MethodAdapter
 from tinylora.methods.build import put_method_on
 from tinylora.methods.config import MethodConfig, MethodName
+from tinylora.methods.engine import engine_for
 from tinylora.training.config import ModelConfig, RunConfig
 from tinylora.training.learner import Learner, Row
 from tinylora.training.train import resume
@@ -65,7 +66,7 @@ def test_the_untrained_method_is_the_base_and_leaves_it_as_it_was(
         torch.testing.assert_close(logits_of(model), base, rtol=0, atol=1e-4 if name == "dora" else 0)
     with adapter.using(some_v(adapter)):
         assert (logits_of(model) - base).abs().max() > 1e-3
-    if isinstance(adapter, MethodAdapter) and adapter.can_merge:
+    if isinstance(adapter, MethodAdapter) and not adapter.wrapped:
         with adapter.merged(some_v(adapter)):
             assert (logits_of(model) - base).abs().max() > 1e-3
     adapter.detach()
@@ -174,8 +175,7 @@ def test_the_engine_runs_the_model_that_is_trained(name: str, dtype: str, tiny_f
     config = tiny_config(tiny_folder, method={"name": name, "rank": 3})
     config = replace(config, model=replace(config.model, dtype=dtype))  # type: ignore[arg-type]
     bench = open_workbench(config, task=ByteTask(), say=quiet)
-    native = name in ("lora-xs", "lora", "vera", "full") or (dtype == "float32" and name in ("dora", "ia3"))
-    assert bench.engine.name == ("native" if native else "transformers")
+    assert bench.engine.name == "native"
     learner = Learner(bench.base.model, bench.adapter, temperature=0.7)
     vectors = [None, some_v(bench.adapter, 0.3), some_v(bench.adapter, -0.3), None, some_v(bench.adapter, 0.3)]
     requests = [
@@ -194,6 +194,27 @@ def test_the_engine_runs_the_model_that_is_trained(name: str, dtype: str, tiny_f
         gap = (torch.cat(found) - expected[mask]).abs()
         assert gap.mean() < (1e-4 if dtype == "float32" else 0.2), f"vector {place}"
     assert (effects[1] - effects[0]).abs().mean() > (0.02 if dtype == "float32" else 0.05)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "ia3", "adapter"])
+def test_the_engine_knows_biases_and_follows_every_vector(name: str, tiny_qwen2: PreTrainedModel) -> None:
+    """Against PEFT's own forward pass (adapter: our layers'), one row at a time."""
+    with torch.no_grad():
+        for path, bias in tiny_qwen2.named_parameters():
+            if path.endswith("bias"):
+                bias.normal_(0, 0.5, generator=torch.Generator().manual_seed(3))
+    adapter = put_on(tiny_qwen2, name)
+    config = RunConfig(model=ModelConfig(device="cpu"), method=MethodConfig(name=name))  # type: ignore[arg-type]
+    engine = engine_for(tiny_qwen2, adapter, config, context_length=64, pad_token_id=0, say=quiet)
+    assert engine.name == "native"
+    (ids,) = IDS.tolist()
+    for v in (None, some_v(adapter, 0.3), some_v(adapter, -0.2), None, adapter.zeros()):
+        request = Request(prompt_ids=tuple(ids[:3]), forced_ids=tuple(ids[3:]), v=v,
+                          params=SamplingParams(max_new_tokens=3))  # fmt: skip
+        (found,) = engine.generate([request])
+        with adapter.using(v):
+            expected = logits_of(tiny_qwen2).log_softmax(-1)[torch.arange(2, 5), torch.tensor(ids[3:])]
+        np.testing.assert_allclose(found.logprobs, expected.numpy(), atol=2e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -305,11 +305,8 @@ def memory_estimate(
         tokens = config.train.micro_batch_tokens or max(FEWEST_PADDED_TOKENS, budget // each)
         activations = each * max(tokens, length)
     if is_other:
-        factors = 4 * trained if method.name in ("lora", "qlora", "vera") else 0
-        if method.name == "full" or (method.name in ("dora", "ia3") and itemsize == 4):
-            copies += 1  # the merged weights
-        elif method.name in ("dora", "ia3", "adapter"):
-            is_packed = False  # transformers samples
+        factors = 4 * trained if method.name in ("lora", "qlora", "dora", "vera") else 0
+        copies += method.name == "full"  # the weights with v in them
     weights = num_parameters(model) * itemsize
     if is_quantised:
         weights = weight_bytes(model, itemsize, config.model.quantization)

@@ -6,10 +6,11 @@ and never merged.
 Covers what `tinylora.models.architecture.describe` knows; callers fall back to `TransformersEngine` for the rest.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tinylora.adapter.protocol import Trained
@@ -21,7 +22,7 @@ from tinylora.generation.kernels.plan import Plan, Run, make_plan, next_plan
 from tinylora.generation.kernels.reference import TorchKernels
 from tinylora.generation.kv_cache import BLOCK, BlockPool, block_bytes
 from tinylora.generation.requests import check_requests
-from tinylora.generation.runner import Kernels, Runner, can_prepack
+from tinylora.generation.runner import Around, Kernels, Runner, can_prepack
 from tinylora.generation.sampler import draw_tokens
 from tinylora.generation.scheduler import Fill, Prefix, Row, Scheduler
 from tinylora.generation.sequences import Sequence, collect, make_sequences
@@ -118,6 +119,14 @@ class NativeEngine:
         """
         assert self._graphs is None
         self._runner.read_factors()
+
+    def put_around(self, around: Mapping[nn.Module, Around]) -> None:
+        """From now on compute something before or behind maps (by their plain modules), whatever vector a request has.
+
+        Not while CUDA graphs are on. Raises: Unsupported as `Product.put_around` does.
+        """
+        assert self._graphs is None
+        self._runner.put_around(around)
 
     def generate(self, requests: Seq[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample).

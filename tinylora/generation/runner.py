@@ -5,7 +5,7 @@ on CPUs packed once (a second copy of the weights), for our own product or for o
 adapter is never merged: a new vector costs only its matrices R.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -66,6 +66,14 @@ class Kernels(Protocol):
         """See NativeKernels."""
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a method computes before a map and behind it: functions of (n, in) and (n, out) in the model's dtype."""
+
+    before: Callable[[Tensor], Tensor] | None = None
+    after: Callable[[Tensor], Tensor] | None = None
+
+
 class Product:
     """Linear maps with the same input as one product x W^T + b, with the adapter of each."""
 
@@ -82,6 +90,8 @@ class Product:
             bias = torch.cat([(w.new_zeros(w.shape[0]) if b is None else b).detach() for w, b in parts])
         self.compute = self._choose(weights, biases, bias, prepack, native)
         self._modules, self._bases, self._first = modules, bases, first
+        self._before: Callable[[Tensor], Tensor] | None = None
+        self._after: list[tuple[int, int, Callable[[Tensor], Tensor]]] = []
         self.read_factors()
 
     def read_factors(self) -> None:
@@ -108,9 +118,28 @@ class Product:
         few = FewRows(weights, [None if b is None else b.detach() for b in biases])
         return lambda x: native.few_rows(x, few) if x.shape[0] <= MAX_FEW_ROWS else many(x)
 
+    def put_around(self, around: Mapping[nn.Module, Around]) -> None:
+        """Compute these before and behind the maps that they name, and nothing before and behind the others.
+
+        Raises: Unsupported for something before one of several maps, which have one input.
+        """
+        self._before, self._after, start = None, [], 0
+        for base in self._bases:
+            found = around.get(base, Around())
+            if found.before is not None:
+                if len(self._bases) > 1:
+                    raise Unsupported("a method scales the input of a map that is computed together with others")
+                self._before = found.before
+            if found.after is not None:
+                self._after.append((start, start + base.out_features, found.after))
+            start += base.out_features
+
     def __call__(self, x: Tensor) -> Tensor:
-        """x (n, in) -> (n, out), without the adapter."""
-        return self.compute(x)
+        """x (n, in) -> (n, out), without the adapter's factors."""
+        y = self.compute(x if self._before is None else self._before(x))
+        for start, stop, after in self._after:
+            y[:, start:stop] = after(y[:, start:stop])
+        return y
 
     def branch(self, x: Tensor, R: Tensor | None, owner: Tensor) -> Branch | None:
         """What the adapter adds to the product with x, if there is something."""
@@ -261,6 +290,12 @@ class Runner:
         for layer in self.layers:
             for product in (layer.qkv, layer.o, layer.gate_up, layer.down):
                 product.read_factors()
+
+    def put_around(self, around: Mapping[nn.Module, Around]) -> None:
+        """See `Product.put_around`, for all maps but the output head."""
+        for layer in self.layers:
+            for product in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                product.put_around(around)
 
     def matrices(self, vectors: Sequence[Tensor | None]) -> Tensor | None:
         """R of every module under each vector, (vectors, modules, rank, rank) float32; None if all vectors are 0."""

@@ -6,7 +6,7 @@ means the same here. Adam on the distance takes the steps that Adam on the param
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tinylora.errors import UserError
+from tinylora.generation.runner import Around
 from tinylora.methods.config import MethodConfig
 from tinylora.methods.swap import Slot, slots_of, swapped
 
-Merge = Callable[[nn.Module], Mapping[str, Tensor]]
-"""A method's layer, computing with its present parameters -> merged tensors of the plain map, by parameter name."""
 Factors = Callable[[nn.Module], tuple[Tensor, Tensor]]
-"""The same layer -> A (r, in) and B (out, r) float32, where it adds B A x to the plain map."""
+"""A method's layer with its present parameters -> A (r, in) and B (out, r) float32: it adds B A x to the plain map."""
+GetAround = Callable[[nn.Module], Around]
+"""The same layer -> what it computes before and behind the plain map."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,19 +45,19 @@ class MethodAdapter:
         wrapped: list[Wrapped],
         paths: list[str],
         *,
-        merge: Merge | None = None,
         factors: Factors | None = None,
+        around: GetAround | None = None,
     ) -> None:
         """names: the parameters to train, which are frozen here. Without wrapped modules they are the base's own.
 
-        factors and merge: how an engine can run it without the method's layers; neither for adapter layers.
+        factors and around: what an engine that has the plain maps computes beside them, and before and behind them.
         """
         self.model = model
         self.method = config
         self.wrapped = wrapped
         self.paths = paths
         self.excluded: dict[str, str] = {}
-        self._merge, self._factors = merge, factors
+        self._factors, self._around = factors, around
         self.peft_model: Any = None
         """PEFT's wrapper around the model, where its layers are PEFT's."""
         self._slots: list[Slot] = slots_of(model, names)
@@ -67,16 +68,7 @@ class MethodAdapter:
                 slot.parameter.data = slot.parameter.data.float()
         self._sizes = [slot.parameter.numel() for slot in self._slots]
         self._value = self.zeros()
-        self._merged: tuple[Tensor | None, list[Slot], list[Tensor]] | None = None
-
-    @property
-    def can_merge(self) -> bool:
-        """Whether the plain model with other weights computes the same.
-
-        Merged weights are rounded to the base's dtype. In a narrow one that loses most of a small update, so there it
-        holds only for full fine-tuning, whose weights are rounded in any case.
-        """
-        return not self.wrapped or (self._merge is not None and self.wrapped[0].plain.weight.dtype == torch.float32)
+        self._merged: tuple[Tensor, list[Tensor]] | None = None
 
     @property
     def has_factors(self) -> bool:
@@ -88,6 +80,13 @@ class MethodAdapter:
         assert self._factors is not None
         with torch.no_grad(), swapped(self._slots, self._parameters(self._checked(v))):
             return [(one, *self._factors(one.layer)) for one in self.wrapped]
+
+    def around(self, v: Tensor) -> dict[nn.Module, Around]:
+        """What to compute before and behind each plain map under v."""
+        if self._around is None:
+            return {}
+        with torch.no_grad(), swapped(self._slots, self._parameters(self._checked(v))):
+            return {one.plain: self._around(one.layer) for one in self.wrapped}
 
     @property
     def num_trained(self) -> int:
@@ -157,40 +156,23 @@ class MethodAdapter:
 
     @contextmanager
     def merged(self, v: Tensor | None) -> Iterator[nn.Module]:
-        """The plain model with the update of v in its weights, which are new tensors: the frozen ones stay as they are.
+        """Full fine-tuning: the model with start + v in its weights, which are new tensors; the frozen ones stay.
 
-        Raises: UserError where `can_merge` is False.
+        Raises: UserError for a method with layers of its own.
         """
-        if not self.can_merge:
-            raise UserError(f"{self.method.describe()} cannot be merged into the weights")
-        slots, tensors = self._merged_tensors(v)
-        with self._bare(), swapped(slots, tensors):
-            yield self.model
-
-    def _merged_tensors(self, v: Tensor | None) -> tuple[list[Slot], list[Tensor]]:
+        if self.wrapped:
+            raise UserError(f"{self.method.describe()} is not merged into the weights")
         if v is None:
             self._merged = None
-            return [], []
+            yield self.model
+            return
         v = self._checked(v).detach()
-        if self._merged is not None and self._merged[0] is not None and torch.equal(self._merged[0], v):
-            return self._merged[1], self._merged[2]
-        self._merged = None  # frees the old ones before the new ones are made
-        slots: list[Slot] = []
-        tensors: list[Tensor] = []
-        with torch.no_grad():
-            if not self.wrapped:
-                slots, tensors = self._slots, self._parameters(v)
-            else:
-                assert self._merge is not None
-                with swapped(self._slots, self._parameters(v)):
-                    for one in self.wrapped:
-                        for name, tensor in self._merge(one.layer).items():
-                            parameter = one.plain._parameters[name]
-                            assert parameter is not None
-                            slots.append(Slot(f"{one.path}.{name}", parameter, ((one.plain, name),)))
-                            tensors.append(nn.Parameter(tensor, requires_grad=False))
-        self._merged = (v.clone(), slots, tensors)
-        return slots, tensors
+        if self._merged is None or not torch.equal(self._merged[0], v):
+            self._merged = None  # frees the old ones before the new ones are made
+            with torch.no_grad():
+                self._merged = (v.clone(), self._parameters(v))
+        with swapped(self._slots, self._merged[1]):
+            yield self.model
 
     @contextmanager
     def _bare(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ near it (a departure from the paper), so that the untrained model is the base bi
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,15 @@ class BottleneckAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., hidden), in the dtype of the base's output."""
-        y: Tensor = self.base(x)
-        z = y.to(self.down_weight.dtype)
-        h = nn.functional.gelu(nn.functional.linear(z, self.down_weight, self.down_bias))
-        return (z + nn.functional.linear(h, self.up_weight, self.up_bias)).to(y.dtype)
+        return self.behind()(self.base(x))
+
+    def behind(self) -> Callable[[Tensor], Tensor]:
+        """What is computed on the base's output, with the parameters as they are now."""
+        down, down_bias, up, up_bias = self.down_weight, self.down_bias, self.up_weight, self.up_bias
+
+        def bottleneck(y: Tensor) -> Tensor:
+            z = y.to(down.dtype)
+            h = nn.functional.gelu(nn.functional.linear(z, down, down_bias))
+            return (z + nn.functional.linear(h, up, up_bias)).to(y.dtype)
+
+        return bottleneck

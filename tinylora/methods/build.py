@@ -1,4 +1,4 @@
-"""Put a method on a model: which layers it needs, which of their parameters are trained, how they merge.
+"""Put a method on a model: which layers it needs, which of their parameters are trained, how an engine runs them.
 
 PEFT makes the layers of lora, dora, vera and ia3 (`pip install 'tinylora[peft]'`). lora-xs (Bałazy et al. 2024,
 arXiv:2405.17604: W + U_r S_r R V_r^T with R trained, r x r) is TinyLoRA's own layer with the r^2 matrices of one 1 each
@@ -22,6 +22,7 @@ from tinylora.adapter.grouping import select_targets
 from tinylora.adapter.projection import Float64Array
 from tinylora.adapter.quantised import KINDS, keep_differentiable, quantisation_of
 from tinylora.errors import UserError
+from tinylora.generation.runner import Around
 from tinylora.methods.attached import MethodAdapter, Wrapped
 from tinylora.methods.bottleneck import OUTPUTS, BottleneckAdapter
 from tinylora.methods.config import ON_QUANTISED, THROUGH_PEFT, MethodConfig
@@ -114,7 +115,7 @@ def _bottlenecks(
     names = [
         f"{path}.{name}" for path in chosen for name in ("down_weight", "down_bias", "up_weight", "up_bias")
     ]  # fmt: skip
-    return MethodAdapter(model, method, names, wrapped, chosen)
+    return MethodAdapter(model, method, names, wrapped, chosen, around=bottleneck_around)
 
 
 def _out_features(module: nn.Module) -> int:
@@ -150,9 +151,10 @@ def _through_peft(
     wrapped = [Wrapped(path, maps[path], model.get_submodule(path)) for path in targets]
     for one in wrapped:
         one.layer.eval()
-    factors = {"lora": lora_factors, "qlora": lora_factors, "vera": vera_factors}.get(method.name)
+    factors = {"lora": lora_factors, "qlora": lora_factors, "vera": vera_factors, "dora": dora_factors}
+    around = {"dora": dora_around, "ia3": ia3_around}
     adapter = MethodAdapter(
-        model, method, names, wrapped, targets, factors=factors, merge=None if factors else merge_peft
+        model, method, names, wrapped, targets, factors=factors.get(method.name), around=around.get(method.name)
     )
     adapter.peft_model = peft_model
     return adapter
@@ -173,18 +175,45 @@ def vera_factors(layer: Any) -> tuple[Tensor, Tensor]:
     return d.unsqueeze(1) * A, b.unsqueeze(1) * B
 
 
-def merge_peft(layer: Any) -> dict[str, Tensor]:
-    """PEFT's own merge, done on copies: the tensors of the plain map with the update in them, by name."""
-    base = layer.get_base_layer()
-    before = {name: parameter for name, parameter in base._parameters.items() if parameter is not None}
-    try:
-        for name, parameter in before.items():
-            base._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-        layer.merge(adapter_names=list(layer.active_adapters))
-        return {name: base._parameters[name].detach() for name in before}
-    finally:
-        layer.merged_adapters.clear()
-        base._parameters.update(before)
+def bottleneck_around(layer: Any) -> Around:
+    """What a BottleneckAdapter computes behind its map."""
+    return Around(after=layer.behind())
 
 
-__all__ = ["THROUGH_PEFT", "elementary", "lora_xs_config", "merge_peft", "put_method_on"]
+def dora_scale(layer: Any) -> Tensor:
+    """m (out,) of PEFT's DoRA layer: the trained magnitude over the norm of each row of W + BA, in float32."""
+    (name,) = layer.active_adapters
+    trained = layer.lora_magnitude_vector[name]
+    A, B = lora_factors(layer)
+    weight = layer.get_base_layer().weight.detach()
+    weight = weight.T if isinstance(layer.get_base_layer(), Conv1D) else weight
+    return trained.weight.detach().float() / torch.linalg.norm(weight.float() + B @ A, dim=1)
+
+
+def dora_factors(layer: Any) -> tuple[Tensor, Tensor]:
+    """A and B of m * (W + BA): the scale goes to B, and by `dora_around` to what the map itself computes."""
+    A, B = lora_factors(layer)
+    return A, dora_scale(layer).unsqueeze(1) * B
+
+
+def dora_around(layer: Any) -> Around:
+    """m * (Wx) + b behind the map Wx + b."""
+    scale, bias = dora_scale(layer), layer.get_base_layer().bias
+
+    def scaled(y: Tensor) -> Tensor:
+        if bias is None:
+            return (y.float() * scale).to(y.dtype)
+        return ((y.float() - bias) * scale + bias).to(y.dtype)
+
+    return Around(after=scaled)
+
+
+def ia3_around(layer: Any) -> Around:
+    """The trained scale of PEFT's IA3 layer, on the inputs of a map that ends an MLP, else on the outputs."""
+    (name,) = layer.active_adapters
+    scale = layer.ia3_l[name].detach().flatten()
+    scaled = lambda x: (x * scale).to(x.dtype)  # noqa: E731
+    return Around(before=scaled) if layer.is_feedforward else Around(after=scaled)
+
+
+__all__ = ["THROUGH_PEFT", "elementary", "lora_xs_config", "put_method_on"]

@@ -1,8 +1,8 @@
 """Rollouts for methods whose numbers are not TinyLoRA's v, by the same engines.
 
-Three ways, the first that a method allows: its factors beside the frozen maps, as TinyLoRA's are (lora, vera); the
-plain model with merged weights (full; dora and ia3 in float32); the method's own layers through transformers. Vectors
-of one call are run one after the other, and the engine of the last one is kept.
+Three ways: what the method computes beside, before and behind the frozen maps, in the native engine; there, too, the
+model with other weights (full); and the method's own layers through transformers, for models that the native engine
+does not cover. Vectors of one call are run one after the other, and the engine of the last one is kept.
 """
 
 from abc import ABC, abstractmethod
@@ -21,6 +21,7 @@ from tinylora.adapter.protocol import Trained
 from tinylora.generation.engine import Engine, make_engine
 from tinylora.generation.native_backend import NativeEngine
 from tinylora.generation.requests import check_requests
+from tinylora.generation.runner import Around
 from tinylora.generation.sequences import GenerationError
 from tinylora.generation.types import Completion, Request
 from tinylora.methods.attached import MethodAdapter, set_module
@@ -87,45 +88,53 @@ class _Merged(_Inner):
             return self.engine.generate(requests)
 
 
-class _Factors(_Inner):
-    """An engine with the method's A and B in the places of TinyLoRA's, and R = 1: only they change with the vector."""
+class _Beside(_Inner):
+    """An engine of the plain maps: A and B in the places of TinyLoRA's, with R = 1, and functions before and behind.
+
+    Only these change with the vector.
+    """
 
     def __init__(self, adapter: MethodAdapter, make: Make) -> None:
         super().__init__(adapter, make)
-        self._v = adapter.zeros()
+        self._v: Tensor | None = None
+        self._around: dict[nn.Module, Around] = {}
         self._vector = Vector(torch.zeros(1, 1))
         self._layers: dict[str, AdaptedLinear] = {}
-        for one, A, B in adapter.factors(self._v):
+        for one, A, B in adapter.factors(adapter.zeros()) if adapter.has_factors else []:
             eye = torch.eye(len(A), device=A.device).unsqueeze(0)
             layer = AdaptedLinear(one.plain, A.contiguous(), B.contiguous(), eye, tie_group=0, vector=self._vector)
             self._layers[one.path] = layer
         self._one = _One(adapter)
         with self._mounted():
-            self.engine = make(cast(Trained, self._one))
+            self.engine = make(cast(Trained, self._one) if self._layers else None)
 
     @contextmanager
     def _mounted(self) -> Iterator[None]:
-        try:
-            for path, layer in self._layers.items():
-                set_module(self.adapter.model, path, layer)
-            yield
-        finally:
-            for one in self.adapter.wrapped:
-                set_module(self.adapter.model, one.path, one.layer)
+        with self.adapter.using(None):
+            try:
+                for path, layer in self._layers.items():
+                    set_module(self.adapter.model, path, layer)
+                yield
+            finally:
+                for one in self.adapter.wrapped:
+                    set_module(self.adapter.model, one.path, one.plain)
 
     @property
     def first(self) -> Engine:
         return self.engine
 
     def run(self, v: Tensor | None, requests: list[Request]) -> list[Completion]:
+        engine = cast(NativeEngine, self.engine)
         with self._mounted():
-            if v is not None and not torch.equal(self._v, v):
-                for one, A, B in self.adapter.factors(v):
+            if v is not None and not _equal(self._v, v):
+                self._v = None  # until all of it is in place
+                for one, A, B in self.adapter.factors(v) if self._layers else []:
                     layer = self._layers[one.path]
                     layer.A, layer.B = A.contiguous(), B.contiguous()
-                cast(NativeEngine, self.engine).read_factors()
-                self._v = v.detach().clone()
-            one_vector = None if v is None else torch.ones(1, 1, device=v.device)
+                engine.read_factors()
+                self._around, self._v = self.adapter.around(v), v.detach().clone()
+            engine.put_around(self._around if v is not None else {})
+            one_vector = None if v is None or not self._layers else torch.ones(1, 1, device=v.device)
             return self.engine.generate([replace(request, v=one_vector) for request in requests])
 
 
@@ -150,11 +159,13 @@ class MethodEngine:
         self.adapter: Trained = adapter
         self.model = model
         kind: type[_Inner] = _OwnLayers
-        if native and adapter.has_factors:
-            kind = _Factors
-        elif native and adapter.can_merge:
-            kind = _Merged
+        if native:
+            kind = _Beside if adapter.wrapped else _Merged
         self._inner = kind(adapter, make)
+        if kind is _Beside and not isinstance(
+            self._inner.first, NativeEngine
+        ):  # `make` found that it does not cover it
+            self._inner = _OwnLayers(adapter, make)
         first = self._inner.first
         self.name = first.name
         self.context_length = first.context_length
@@ -212,13 +223,7 @@ def engine_for(
     """
     backend = config.generation.backend
     is_other = isinstance(adapter, MethodAdapter)
-    if isinstance(adapter, MethodAdapter) and backend == "native" and not (adapter.has_factors or adapter.can_merge):
-        say(
-            f"{config.method.describe()} in {str(model.dtype).removeprefix('torch.')} is neither a product beside the "
-            "frozen maps nor to be merged into them without loss, so transformers samples, slower"
-        )
-        backend = "transformers"
-    if is_other and backend == "native":
+    if isinstance(adapter, MethodAdapter) and backend == "native":
         try:
             with adapter.using(None):
                 describe(model)
