@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from tinylora.adapter.finite import all_finite
 from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
 from tinylora.generation.types import Request, SamplingParams, is_integer
@@ -19,11 +19,15 @@ def check_requests(
     prompt, forced, or biased) outside the vocabulary, a sample count or key out of range, parameters that are no
     SamplingParams, or an adapter vector without an adapter, of the wrong shape or not finite.
     """
+    checked: set[int] = set()
     for index, request in enumerate(requests):
-        _check(f"request {index}", request, vocabulary_size, context_length, adapter)
+        _check(f"request {index}", request, vocabulary_size, context_length)
+        if request.v is not None and id(request.v) not in checked:  # most requests of a batch bring the same tensor
+            _check_vector(f"request {index}", request.v, adapter)
+            checked.add(id(request.v))
 
 
-def _check(name: str, request: Request, vocabulary_size: int, context_length: int, adapter: Trained | None) -> None:
+def _check(name: str, request: Request, vocabulary_size: int, context_length: int) -> None:
     for what, ids in (("prompt_ids", request.prompt_ids), ("forced_ids", request.forced_ids)):
         if not isinstance(ids, tuple):
             raise UserError(f"{name} has {what} of type {type(ids).__name__}; give a tuple of token ids")
@@ -49,8 +53,6 @@ def _check(name: str, request: Request, vocabulary_size: int, context_length: in
         raise UserError(f"{name} asks for {request.num_samples} samples; at least 1 is allowed, and below 2**32")
     if not (is_integer(request.key) and 0 <= request.key < 2**64):
         raise UserError(f"{name} has key {request.key}; allowed: integers at least 0 and below 2**64")
-    if request.v is not None:
-        _check_vector(name, request.v, adapter)
 
 
 def _check_vector(name: str, v: Tensor, adapter: Trained | None) -> None:
@@ -61,5 +63,5 @@ def _check_vector(name: str, v: Tensor, adapter: Trained | None) -> None:
         raise UserError(f"{name} has a vector of type {type(v).__name__}; give a tensor of shape {expected}")
     if tuple(v.shape) != expected:
         raise UserError(f"{name} has a vector of shape {tuple(v.shape)}; allowed: {expected}")
-    if not torch.isfinite(v).all():
+    if not all_finite(v):
         raise UserError(f"{name} has an adapter vector with a number that is not finite")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinylora.adapter.finite import all_finite
 from tinylora.errors import UserError
 from tinylora.generation.runner import Around
 from tinylora.methods.config import MethodConfig
@@ -113,7 +114,7 @@ class MethodAdapter:
     def _checked(self, v: Tensor) -> Tensor:
         if tuple(v.shape) != self.shape:
             raise UserError(f"numbers of shape {tuple(v.shape)} do not fit {self.method.describe()}: {self.shape}")
-        if not torch.isfinite(v.detach()).all():
+        if not all_finite(v):
             raise UserError("the numbers hold one that is not finite; nothing was changed")
         return v.to(device=self._slots[0].parameter.device, dtype=torch.float32)
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tinylora.adapter.finite import all_finite
 from tinylora.errors import UserError
 from tinylora.training.config import RunConfig
 from tinylora.training.recipe import dump_config, parse_recipe
@@ -49,7 +50,7 @@ def load_vector(path: Path) -> tuple[Tensor, RunConfig]:
             v = handle.get_tensor("v")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it, or resume the run that wrote it") from error
-    if v.dtype != torch.float32 or v.dim() != 2 or not v.numel() or not torch.isfinite(v).all():
+    if v.dtype != torch.float32 or v.dim() != 2 or not v.numel() or not all_finite(v):
         raise UserError(
             f"{file} is inconsistent: v must be finite float32 numbers (groups, u), got {tuple(v.shape)} in {v.dtype}"
         )
