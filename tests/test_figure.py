@@ -155,6 +155,18 @@ def test_two_results_are_drawn_together(tmp_path: Path) -> None:
     assert [(row["results"], row["algorithm"]) for row in rows] == [("rl", "grpo"), ("sft", "sft")]
 
 
+def test_a_run_of_two_files_is_taken_from_the_first(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = results_file(tmp_path / "a", cell("one", 1, [70, None]))
+    second = results_file(tmp_path / "b", cell("one", 1, [90, 80]), cell("two", 2, [75]))
+    assert figure_(str(first), str(second)).exit_code == 0
+    rows = table(tmp_path / "a" / "figure.csv")
+    assert [(row["cell"], row["seed"], row["strict_correct"]) for row in rows if row["state"] == "done"] == [
+        ("one", "0", "70"), ("one", "1", "80"), ("two", "0", "75"),
+    ]  # fmt: skip
+
+
 def test_refused(tmp_path: Path) -> None:
     assert "cannot be read" in figure_(str(tmp_path / "none.json")).stderr
     other = tmp_path / "other.json"

@@ -47,6 +47,7 @@ class Dial:
 def write_dial(paths: Sequence[Path], out: Path | None = None) -> Dial:
     """Draw the results of one sweep or several, as PNG, SVG and CSV beside each other (figure.* beside the first).
 
+    A run that several files have (cells of one name, method and algorithm, the same seeds) is taken from the first of them.
     Raises: UserError for files that are no results, or in which no cell has been run yet.
     """
     loaded = [_load(path) for path in paths]
@@ -83,10 +84,15 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _rows(paths: Sequence[Path], loaded: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
     rows = []
+    seen: set[tuple[Any, ...]] = set()
     for path, results in zip(paths, loaded, strict=True):
         for cell in results["cells"]:
             for run in cell["runs"]:
                 done = run["state"] == "done"
+                key = (cell["name"], cell["method"], cell["algorithm"], run["seed"], run["projection_seed"])
+                if key in seen:
+                    continue
+                seen |= {key} if done else set()
                 chosen = " ".join(f"{key}={value}" for key, value in (run["chosen"] or {}).items())
                 rows.append((
                     path.parent.name, cell["name"], cell["method"], cell["label"], cell["algorithm"], run["state"],
