@@ -47,7 +47,7 @@ class Dial:
 def write_dial(paths: Sequence[Path], out: Path | None = None) -> Dial:
     """Draw the results of one sweep or several, as PNG, SVG and CSV beside each other (figure.* beside the first).
 
-    A run that several files have (cells of one name, method and algorithm, the same seeds) is taken from the first of them.
+    A run that several files have (cells of one name, method and algorithm, the same seeds) is taken from the first.
     Raises: UserError for files that are no results, or in which no cell has been run yet.
     """
     loaded = [_load(path) for path in paths]
