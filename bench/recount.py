@@ -4,8 +4,9 @@
 
 Each file NAME.jsonl.gz holds lines with condition, item and scores; "tuned" is the adapter. The p values of a file are
 also adjusted together (Benjamini-Hochberg), as `tinylora eval --controls` does. What untrained.jsonl.gz holds is
-compared with in every file. Files CELL_s0, CELL_s1, ... are seeds of one cell and are also pooled by item; with
---against CELL, each other cell is compared with that one, too, over the seeds that both have.
+compared with in every file. Files CELL_s0, CELL_s1, ... are seeds of one cell and are also pooled by item (one question
+under three seeds is not three questions: `tinylora.evaluation.statistics.pooled_result`); with --against CELL, each
+other cell is compared with that one, too, over the seeds that both have.
 """
 
 import argparse
@@ -15,10 +16,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import finish
 
 from tinylora.evaluation.power import adjusted_p_values
-from tinylora.evaluation.statistics import paired_result
+from tinylora.evaluation.statistics import paired_result, pooled_result
 
 Answers = dict[str, dict[str, bool]]
 """Whether each item is right, by condition."""
@@ -44,8 +46,13 @@ def pooled(cells: dict[str, dict[int, dict[str, bool]]], shared: Answers, refere
             "shares": [sum(seeds[s].values()) / len(seeds[s]) for s in sorted(seeds)],
         }
         for other, theirs in others.items():
-            keys = [(seed, item) for seed in sorted(theirs) for item in seeds[seed]]
-            pair = paired_result([theirs[s][i] for s, i in keys], [seeds[s][i] for s, i in keys])
+            items = list(seeds[min(seeds)])
+            pair = pooled_result(
+                [
+                    tuple(np.array([answers[item] for item in items], dtype=bool) for answers in (theirs[s], seeds[s]))
+                    for s in sorted(theirs)
+                ]
+            )
             found[name][other] = {
                 "seeds": sorted(theirs), "difference": pair.difference, "interval": list(pair.interval),
                 "won": pair.won, "lost": pair.lost, "p_value": pair.p_value,
