@@ -53,6 +53,8 @@ def main() -> None:
             write(args.out / f"{cell['name']}_s{run['seed']}.jsonl.gz",
                   [row | {"condition": "tuned"} for row in rows if row["condition"] != "untrained"])  # fmt: skip
             print(items, len(rows))
+    if not untrained:
+        raise SystemExit(f"no run of {args.sweep} is done")
     write(args.out / "untrained.jsonl.gz", untrained)
     if args.results:
         (RESULTS / f"{args.results}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
