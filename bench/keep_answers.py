@@ -1,9 +1,11 @@
-"""Keep what a sweep's runs answered: docs/studies/NAME/*.jsonl.gz, which recount.py counts again, and the results file.
+"""Keep what a sweep's runs answered, or one run under all controls: files that recount.py counts again.
 
 One file for each run that is done (CELL_sSEED), with the adapter's replies, and one with the untrained model's, which
-answered the same items for all. Item ids are cut to 12 characters, questions left out: the recipe gives them back.
+answered the same items for all. Item ids are cut to 12 characters, questions left out: the recipe gives them back. Of a
+run that `tinylora eval RUN --controls` was asked about, one file with every condition.
 
-    python bench/keep_answers.py runs/mine docs/studies/NAME --results NAME
+    python bench/keep_answers.py runs/mine docs/studies/NAME --results NAME            results.json as well
+    python bench/keep_answers.py runs/demo-001 docs/studies/NAME --controls --results NAME      evidence.json as well
 """
 
 import argparse
@@ -34,11 +36,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--results", default="", help="keep results.json as bench/results/RESULTS.json")
+    parser.add_argument("--results", default="", help="keep the summary as bench/results/RESULTS.json")
+    parser.add_argument("--controls", action="store_true", help="SWEEP is a run with evidence.json")
     parser.add_argument("--only", default="", help="this cell alone")
     args = parser.parse_args()
-    results = json.loads((args.sweep / "results.json").read_text(encoding="utf-8"))
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.controls:
+        evidence = json.loads((args.sweep / "evidence.json").read_text(encoding="utf-8"))
+        evidence["run"] = args.sweep.name  # where it lay on this machine is nobody's business
+        write(args.out / f"{args.results}.jsonl.gz", rows_of(args.sweep / "evidence_items.jsonl"))
+        (RESULTS / f"{args.results}.json").write_text(json.dumps(evidence, indent=2) + "\n", encoding="utf-8")
+        return
+    results = json.loads((args.sweep / "results.json").read_text(encoding="utf-8"))
     untrained: list[dict[str, Any]] = []
     for cell in results["cells"]:
         for run in cell["runs"]:

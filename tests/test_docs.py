@@ -85,7 +85,7 @@ def test_readme_recipe_builds_its_task(tmp_path: Path, monkeypatch: pytest.Monke
     task = build_task(config.task, config.prompt)
     item = task.items("test")[0]
     assert task.score(item, item.answer)["strict"] == 1.0
-    assert config.adapter.num_groups == 13
+    assert (config.adapter.u, config.adapter.tying) == (13, "all")
 
 
 def test_readme_python_imports_what_there_is() -> None:
