@@ -162,9 +162,8 @@ class MethodEngine:
         if native:
             kind = _Beside if adapter.wrapped else _Merged
         self._inner = kind(adapter, make)
-        if kind is _Beside and not isinstance(
-            self._inner.first, NativeEngine
-        ):  # `make` found that it does not cover it
+        found_native = isinstance(self._inner.first, NativeEngine)
+        if kind is _Beside and not found_native:  # `make` found that it does not cover the model after all
             self._inner = _OwnLayers(adapter, make)
         first = self._inner.first
         self.name = first.name

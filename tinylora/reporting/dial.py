@@ -82,6 +82,11 @@ def _load(path: Path) -> dict[str, Any]:
     return dict(results)
 
 
+def _key(cell: dict[str, Any], run: dict[str, Any]) -> tuple[Any, ...]:
+    """By which a run of one file is known in another."""
+    return cell["name"], cell["method"], cell["algorithm"], run["seed"], run["projection_seed"]
+
+
 def _rows(paths: Sequence[Path], loaded: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
     rows = []
     seen: set[tuple[Any, ...]] = set()
@@ -89,10 +94,10 @@ def _rows(paths: Sequence[Path], loaded: Sequence[dict[str, Any]]) -> list[tuple
         for cell in results["cells"]:
             for run in cell["runs"]:
                 done = run["state"] == "done"
-                key = (cell["name"], cell["method"], cell["algorithm"], run["seed"], run["projection_seed"])
-                if key in seen:
+                if _key(cell, run) in seen:
                     continue
-                seen |= {key} if done else set()
+                if done:
+                    seen.add(_key(cell, run))
                 chosen = " ".join(f"{key}={value}" for key, value in (run["chosen"] or {}).items())
                 rows.append((
                     path.parent.name, cell["name"], cell["method"], cell["label"], cell["algorithm"], run["state"],
@@ -111,15 +116,12 @@ def _untrained(loaded: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _missing(loaded: Sequence[dict[str, Any]]) -> list[str]:
     """Cells, or seeds of them, that have no result in any of the files, with the reason."""
-    done = {(cell["name"], run["seed"], run["projection_seed"]) for results in loaded for cell in results["cells"]
-            for run in cell["runs"] if run["state"] == "done"}  # fmt: skip
+    done = {_key(cell, run) for results in loaded for cell in results["cells"] for run in cell["runs"]
+            if run["state"] == "done"}  # fmt: skip
     words = []
     for results in loaded:
         for cell in results["cells"]:
-            open_ = [
-                run for run in cell["runs"]
-                if run["state"] != "done" and (cell["name"], run["seed"], run["projection_seed"]) not in done
-            ]  # fmt: skip
+            open_ = [run for run in cell["runs"] if _key(cell, run) not in done]
             if not open_:
                 continue
             states = "/".join(dict.fromkeys(run["state"] for run in open_))
