@@ -119,10 +119,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", help="folders of finished runs")
     parser.add_argument("--run", action="store_true", help="make the runs first")
-    parser.add_argument("--recipe", default="demo", help="what --run trains")
+    parser.add_argument("--recipe", default="demo", help="what --run trains, and the name that --save gives the result")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of --run")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where --run puts run folders")
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/demo.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/RECIPE.json")
     arguments = parser.parse_args()
     if bool(arguments.runs) == arguments.run:
         parser.error("give run folders, or --run to make them")
@@ -139,7 +139,7 @@ def main() -> None:
     except UserError as error:
         parser.error(str(error))
     print(table(result))
-    finish("demo", result, arguments.save)
+    finish(arguments.recipe, result, arguments.save)
 
 
 if __name__ == "__main__":

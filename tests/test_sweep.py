@@ -61,8 +61,15 @@ def test_the_dial_has_the_sizes_and_methods_that_it_promises() -> None:
         assert {c.method.name for _, c in own} == {"tinylora", "lora-xs", "lora", "adapter", "full"}
         assert {c.method.rank for _, c in own if c.method.name == "lora"} == {1, 32}
         assert all(len(cell.seeds) == (3 if c.method.name == "tinylora" else 1) for cell, c in own)
-        ties = {(c.adapter.tying, c.adapter.n_tie, c.adapter.num_groups) for _, c in own if c.method.name == "tinylora"}
-        assert ties == {("tiled", 17, 0), ("all", 17, 0), ("none", 17, 0), ("tiled", 5, 0), ("tiled", 17, 4)}
+        tiny = [c.adapter for _, c in own if c.method.name == "tinylora"]
+        assert {(a.tying, a.n_tie, a.num_groups, a.u) for a in tiny} == {
+            ("tiled", 17, 0, 1),
+            ("all", 17, 0, 13),
+            ("all", 17, 0, 1),
+            ("none", 17, 0, 1),
+            ("tiled", 5, 0, 1),
+            ("tiled", 17, 4, 1),
+        }
     order = [config.train.algorithm for _, config in cells]
     assert order == sorted(order)  # RL before SFT
 
