@@ -311,7 +311,7 @@ def test_what_is_said_before_is_what_is_trained(name: str, model_name: str, requ
 def test_other_methods_in_words_and_what_they_refuse(
     tiny_folder: Path, tmp_path: Path, fresh_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinylora.cli.adapters import describe_text
+    from tinylora.cli.adapter_files import describe_text
     from tinylora.vectors import difference, mix
 
     how: dict[str, Any] = {"train": {"steps": 1}}

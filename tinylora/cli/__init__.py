@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from tinylora import __version__
-from tinylora.cli import adapters, look, report, sweep, train, use  # noqa: F401 (their verbs)
+from tinylora.cli import (  # noqa: F401 (their verbs)
+    arithmetic,
+    codes,
+    exchange,
+    hub,
+    look,
+    report,
+    sweep,
+    train,
+    use,
+    verify,
+)
 from tinylora.cli.common import app
 
 

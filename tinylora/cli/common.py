@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
+import typer.core
 
 from tinylora.errors import UserError
 
@@ -19,8 +20,22 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+
+class _InOrderOfUse(typer.core.TyperGroup):
+    """The verbs in the order in which a user meets them."""
+
+    ORDER = (
+        "train", "eval", "report", "chat", "sweep", "figure", "inspect", "bench", "encode", "decode", "verify",
+        "export", "import", "diff", "mix", "card", "push", "pull", "recipes", "cache",
+    )  # fmt: skip
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=self.ORDER.index)
+
+
 app = typer.Typer(
     name="tinylora",
+    cls=_InOrderOfUse,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

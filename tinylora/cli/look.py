@@ -42,7 +42,7 @@ def inspect(
     seed: Annotated[int, typer.Option(help="Of the random vectors (--landscape).")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Show what would be trained: modules, tie groups, counts, bytes, memory and time. Of an adapter, what it is.
+    """Show what would be trained and what that takes. Modules, groups, bytes, memory, time; of an adapter, what it is.
 
     \b
     Examples:
@@ -52,7 +52,7 @@ def inspect(
       tinylora inspect runs/demo-001
     """
     from tinylora.adapters import is_adapter, open_adapter
-    from tinylora.cli.adapters import describe_json, describe_text
+    from tinylora.cli.adapter_files import describe_json, describe_text
     from tinylora.inspection import inspect_shapes, inspect_weights
     from tinylora.landscape import format_landscape
     from tinylora.landscape import landscape as scan
@@ -128,7 +128,7 @@ def bench(
     backend: Annotated[str, typer.Option(help="native or transformers.")] = "native",
     as_json: Json = False,
 ) -> None:
-    """Measure how fast a model generates here, and how near that is to what this machine can do.
+    """Measure how fast a model generates here. Says how near that is to what this machine can do.
 
     The roofline: a decode step takes at least, for every linear map, the larger of 2 x rows x in x out / product rate
     and its bytes / memory bandwidth, and the bytes of the keys and values it reads / memory bandwidth; rate and

@@ -19,7 +19,7 @@ def report(
     seed: Annotated[int, typer.Option(help="Of the items that are drawn at random.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page about a run or several that anyone can open; figures as PNG and their data as CSV beside it.
+    """Write one HTML page about a run or several. Figures as PNG and their data as CSV lie beside it.
 
     \b
     Examples:

@@ -35,7 +35,7 @@ def sweep(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train and evaluate a grid of settings and seeds, and write everything into FOLDER/results.json.
+    """Train and evaluate a grid of settings and seeds. All of it goes into FOLDER/results.json.
 
     \b
     Examples:
@@ -200,7 +200,7 @@ def figure(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw accuracy against trained numbers from a sweep's results: PNG, SVG and CSV beside each other.
+    """Draw accuracy against trained numbers from a sweep's results. PNG, SVG and CSV lie beside each other.
 
     \b
     Examples:

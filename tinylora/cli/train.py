@@ -41,7 +41,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Train the numbers of an adapter by reinforcement learning.
+    """Train what a recipe says, then measure what that changed.
 
     \b
     Examples:

@@ -71,7 +71,7 @@ def eval_(
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the untrained model and an adapter on the same held-out items.
+    """Compare untrained model and adapter on the same held-out items.
 
     \b
     Examples:
@@ -176,7 +176,7 @@ def chat(
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Answer each typed line with the untrained model and the adapted one, side by side. Lines stand alone.
+    """Answer typed lines with both models, side by side. Each line stands alone.
 
     \b
     Examples:

@@ -1,0 +1,139 @@
+"""card, push, pull: model cards, and adapters on the hub."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinylora.cli.adapter_files import (
+    AdapterArgument,
+    Model,
+    complete,
+    describe_json,
+    describe_text,
+    load_base,
+    put_on,
+    write_new,
+)
+from tinylora.cli.common import Json, app, print_json, verb
+from tinylora.cli.exchange import write_export
+from tinylora.errors import UserError
+
+if TYPE_CHECKING:
+    from tinylora.adapters import Adapter
+
+
+@app.command()
+@verb
+def card(
+    adapter: AdapterArgument,
+    model: Model = "",
+    licence: Annotated[str, typer.Option(help="Licence of the base, by its identifier on the hub.")] = "",
+) -> None:
+    """Print a model card. What was trained, what it changed against which controls, what it cost, how to load it.
+
+    \b
+    Examples:
+      tinylora card runs/demo-001
+    """
+    print(_card(adapter, model, licence)[0], end="")
+
+
+def _card(reference: str, model: str, licence: str) -> tuple[str, "Adapter"]:
+    from tinylora.adapters import open_adapter
+    from tinylora.interop.card import model_card
+
+    opened = complete(open_adapter(reference), model)
+    folder = Path(reference)
+    run = folder if folder.is_dir() else None
+    portable = opened.to_portable() if opened.explicit is None else None
+    name = model or opened.base_name or "unknown"
+    return model_card(opened, portable, base_name=name, licence=licence or _licence(name), run=run), opened
+
+
+def _licence(name: str) -> str:
+    from tinylora.models.embedded import EMBEDDED
+
+    return EMBEDDED[name].licence if name in EMBEDDED else ""
+
+
+@app.command()
+@verb
+def push(
+    adapter: AdapterArgument,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    also: Annotated[str, typer.Option(help="peft or lora: the same adapter for other tools, in the same folder.")] = "",
+    model: Model = "",
+    licence: Annotated[str, typer.Option(help="Licence of the base, by its identifier on the hub.")] = "",
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", metavar="FOLDER", help="Write the folder here and upload nothing.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Upload an adapter with its model card to the Hugging Face hub.
+
+    \b
+    Examples:
+      tinylora push runs/demo-001 me/demo --also lora
+      tinylora push runs/demo-001 me/demo --dry-run folder
+    """
+    import tempfile
+
+    from tinylora.interop.hub import push as upload
+
+    if also not in ("", "peft", "lora"):
+        raise UserError(f"--also must be peft or lora, got {also!r}")
+    text, opened = _card(adapter, model, licence)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = dry_run if dry_run is not None else Path(scratch) / "adapter"
+        _hub_folder(folder, text, opened, model, also)
+        address = str(folder) if dry_run is not None else upload(folder, repo, private=private)
+    if as_json:
+        print_json({"repo": repo, "address": address, "uploaded": dry_run is None})
+    else:
+        print(f"{'wrote' if dry_run is not None else 'uploaded to'} {address}")
+
+
+def _hub_folder(folder: Path, text: str, opened: "Adapter", model: str, also: str) -> None:
+    from tinylora.adapter.explicit import save_explicit
+    from tinylora.interop.files import check_folder, write_folder
+
+    check_folder(folder)
+    if also:
+        base = load_base(opened, model)
+        write_export(also, folder, put_on(opened, base), base, 0, "")
+    else:
+        write_folder(folder, {})
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    if opened.explicit is not None:
+        write_new(folder / "adapter.safetensors", save_explicit(opened.explicit))
+    else:
+        write_new(folder / "adapter.tinylora", opened.to_portable().to_bytes())
+
+
+@app.command()
+@verb
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where to put it.")] = None,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Fetch an adapter from the Hugging Face hub.
+
+    \b
+    Examples:
+      tinylora pull me/demo
+      tinylora chat demo
+    """
+    from tinylora.adapters import open_adapter
+    from tinylora.interop.hub import pull as fetch
+
+    folder = fetch(repo, out or Path(repo.rsplit("/", 1)[-1]), revision=revision)
+    opened = open_adapter(folder)
+    if as_json:
+        print_json({"folder": str(folder), **describe_json(opened)})
+    else:
+        print(describe_text(opened))
+        print(f"in {folder}; next: tinylora chat {folder}")
