@@ -41,7 +41,7 @@ demo: $(STAMP)
 
 # Two workers of one thread each, a file of tests at a time: the models are tiny, so threads would only wait for each other.
 test: lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	.venv/bin/ruff check .

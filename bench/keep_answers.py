@@ -2,10 +2,12 @@
 
 One file for each run that is done (CELL_sSEED), with the adapter's replies, and one with the untrained model's, which
 answered the same items for all. Item ids are cut to 12 characters, questions left out: the recipe gives them back. Of a
-run that `tinylora eval RUN --controls` was asked about, one file with every condition.
+run that `tinylora eval RUN --controls` was asked about, one file with every condition; of a run's final evaluation, the
+adapter's greedy replies as those of a cell.
 
     python bench/keep_answers.py runs/mine docs/studies/NAME --results NAME            results.json as well
     python bench/keep_answers.py runs/demo-001 docs/studies/NAME --controls --results NAME      evidence.json as well
+    python bench/keep_answers.py runs/demo-001 docs/studies/NAME --cell 13-numbers     result_items.jsonl as CELL_sSEED
 """
 
 import argparse
@@ -39,8 +41,14 @@ def main() -> None:
     parser.add_argument("--results", default="", help="keep the summary as bench/results/RESULTS.json")
     parser.add_argument("--controls", action="store_true", help="SWEEP is a run with evidence.json")
     parser.add_argument("--only", default="", help="this cell alone")
+    parser.add_argument("--cell", default="", help="SWEEP is a run with a final evaluation, kept under this name")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.cell:
+        seed = json.loads((args.sweep / "result.json").read_text(encoding="utf-8"))["seed"]
+        rows = [row for row in rows_of(args.sweep / "result_items.jsonl") if row["condition"] == "tuned_greedy"]
+        write(args.out / f"{args.cell}_s{seed}.jsonl.gz", [row | {"condition": "tuned"} for row in rows])
+        return
     if args.controls:
         evidence = json.loads((args.sweep / "evidence.json").read_text(encoding="utf-8"))
         evidence["run"] = args.sweep.name  # where it lay on this machine is nobody's business

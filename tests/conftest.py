@@ -1,5 +1,6 @@
 """Shared fixtures: tiny random models for most tests, and the real embedded model for a few."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
+from tinylora.generation.kernels.build import NoKernels, library
 from tinylora.models.load import BaseModel, load_base_model
 
 VOCABULARY = 259  # the 256 bytes, and three special tokens
@@ -17,6 +19,12 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests that take long come first, so that no worker is left with one of them at the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("model")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def _build(model_class: Callable[[Any], PreTrainedModel], config: Any) -> PreTrainedModel:
@@ -107,10 +115,22 @@ def tiny_folder(tmp_path: Path, tiny_llama: PreTrainedModel, tiny_tokenizer: Pre
     return folder
 
 
+@pytest.fixture(scope="session")
+def compiled_kernels() -> Path | None:
+    """The library of C kernels that tiny models need, compiled into the user's cache; None without a compiler."""
+    try:
+        return library(torch.float32).path
+    except NoKernels:
+        return None
+
+
 @pytest.fixture
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder for one test."""
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled_kernels: Path | None) -> Path:
+    """A cache folder for one test, with nothing but the C kernels in it, which take seconds to compile."""
     folder = tmp_path / "cache"
+    if compiled_kernels is not None:
+        (folder / "kernels").mkdir(parents=True)
+        shutil.copy2(compiled_kernels, folder / "kernels")
     monkeypatch.setenv("TINYLORA_CACHE", str(folder))
     return folder
 

@@ -1,12 +1,14 @@
 """The engines on the real embedded model: greedy tokens are those of transformers, near-ties aside."""
 
 import copy
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from engine_conformance import BACKENDS, make_engine
-from transformers import DynamicCache
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 
 from tinylora.generation.prefill import with_cache
 from tinylora.generation.types import Request, SamplingParams
@@ -43,22 +45,21 @@ QUESTIONS = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(smollm2: BaseModel, backend: str) -> None:
-    tokenizer, model = smollm2.tokenizer, smollm2.model
+@pytest.fixture(scope="module")
+def prompts(smollm2: BaseModel) -> list[tuple[int, ...]]:
+    tokenizer = smollm2.tokenizer
     chats = [
         tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True)
         for q in QUESTIONS
     ]
-    prompts = [tuple(tokenizer(text).input_ids) for text in TEXTS + chats]
-    assert len(prompts) == 20
-    engine = make_engine(backend, model, context_length=smollm2.context_length)
-    params = SamplingParams(temperature=0.0, max_new_tokens=NEW_TOKENS, stop_token_ids=smollm2.stop_token_ids)
-    found = engine.generate([Request(prompt_ids=prompt, params=params) for prompt in prompts])
+    return [tuple(tokenizer(text).input_ids) for text in TEXTS + chats]
 
-    compared, near_ties = 0, 0
-    for prompt, completion in zip(prompts, found, strict=True):
-        reference = model.generate(
+
+@pytest.fixture(scope="module")
+def references(smollm2: BaseModel, prompts: list[tuple[int, ...]]) -> list[Any]:
+    """What transformers generates for each prompt, with its logits."""
+    return [
+        smollm2.model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=NEW_TOKENS,
@@ -68,6 +69,21 @@ def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(smollm2: Base
             output_logits=True,
             return_dict_in_generate=True,
         )
+        for prompt in prompts
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(
+    smollm2: BaseModel, prompts: list[tuple[int, ...]], references: list[Any], backend: str
+) -> None:
+    assert len(prompts) == 20
+    engine = make_engine(backend, smollm2.model, context_length=smollm2.context_length)
+    params = SamplingParams(temperature=0.0, max_new_tokens=NEW_TOKENS, stop_token_ids=smollm2.stop_token_ids)
+    found = engine.generate([Request(prompt_ids=prompt, params=params) for prompt in prompts])
+
+    compared, near_ties = 0, 0
+    for prompt, completion, reference in zip(prompts, found, references, strict=True):
         expected = reference.sequences[0, len(prompt) :].tolist()
         for step, (token, want) in enumerate(zip(completion.token_ids, expected, strict=False)):
             logits = reference.logits[step][0]
@@ -85,29 +101,46 @@ def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(smollm2: Base
     assert compared >= 200  # some answers stop early
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_bfloat16_differs_from_a_full_pass_as_transformers_cached_decode_does(smollm2: BaseModel, backend: str) -> None:
-    """Log-probs of fixed tokens; rounding makes every order of sums another one (bench/exactness.py compares more)."""
+@dataclass(frozen=True)
+class Rounded:
+    """The model in bfloat16, fixed tokens after some prompts, and their log-probs by transformers."""
+
+    model: PreTrainedModel
+    prompts: list[tuple[int, ...]]
+    fixed: tuple[int, ...]
+    full: Tensor
+    """Of a pass over all tokens at once, (prompts, tokens)."""
+    cached: Tensor
+    """Token by token with a cache, (prompts, tokens)."""
+
+
+@pytest.fixture(scope="module")
+def rounded(smollm2: BaseModel) -> Rounded:
     model = copy.deepcopy(smollm2.model).to(torch.bfloat16)
     prompts = [tuple(smollm2.tokenizer(text).input_ids) for text in TEXTS[4:12]]
     fixed = tuple(smollm2.tokenizer(" the answer is that nobody knows, but many people have asked for it").input_ids)
-    requests = [
-        Request(prompt_ids=prompt, params=SamplingParams(max_new_tokens=len(fixed)), forced_ids=fixed)
-        for prompt in prompts
-    ]
-    found = make_engine(backend, model, context_length=smollm2.context_length).generate(requests)
-    ours, theirs = [], []
-    ids = torch.tensor(fixed).unsqueeze(1)
-    for prompt, completion in zip(prompts, found, strict=True):
-        with torch.no_grad():
+    full, cached = [], []
+    with torch.no_grad():
+        for prompt in prompts:
             logits = model(torch.tensor([[*prompt, *fixed]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-            full = logits.double().log_softmax(-1).gather(1, ids).squeeze(1)
+            full.append(logits.double().log_softmax(-1).gather(1, torch.tensor(fixed).unsqueeze(1)).squeeze(1))
             cache, given, rows = DynamicCache(config=model.config), torch.tensor([prompt]), []
             for token in fixed:
                 rows.append(model(given, **with_cache(model, cache)).logits[0, -1].double().log_softmax(-1)[token])
                 given = torch.tensor([[token]])
-        ours.append(np.abs(np.array(completion.logprobs) - full.numpy()))
-        theirs.append(np.abs(torch.stack(rows).numpy() - full.numpy()))
-    gap, their_gap = np.concatenate(ours).mean(), np.concatenate(theirs).mean()
+            cached.append(torch.stack(rows))
+    return Rounded(model, prompts, fixed, torch.stack(full), torch.stack(cached))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_differs_from_a_full_pass_as_transformers_cached_decode_does(
+    smollm2: BaseModel, rounded: Rounded, backend: str
+) -> None:
+    """Log-probs of fixed tokens; rounding makes every order of sums another one (bench/exactness.py compares more)."""
+    params = SamplingParams(max_new_tokens=len(rounded.fixed))
+    requests = [Request(prompt_ids=prompt, params=params, forced_ids=rounded.fixed) for prompt in rounded.prompts]
+    found = make_engine(backend, rounded.model, context_length=smollm2.context_length).generate(requests)
+    ours = torch.tensor([completion.logprobs for completion in found], dtype=torch.float64)
+    gap, their_gap = float((ours - rounded.full).abs().mean()), float((rounded.cached - rounded.full).abs().mean())
     print(f"mean gap {gap:.3e}, of transformers' cached decode {their_gap:.3e}")
     assert gap <= 1.5 * their_gap

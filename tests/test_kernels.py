@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compile_in_turn import compile_in_turn
 from engine_conformance import CONTEXT, requests_of, sampled, tiny
 from torch import Tensor
 
@@ -547,10 +548,13 @@ def test_few_rows_does_not_depend_on_threads(dtype: torch.dtype) -> None:
 
 
 @pytest.fixture
-def forgetful(fresh_cache: Path) -> Iterator[Path]:
-    """An empty cache folder, and no library held from before."""
+def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The kernels' folder in an empty cache, no library held from before, and a compiler that does not optimise."""
+    monkeypatch.setenv("TINYLORA_CACHE", str(tmp_path / "cache"))
+    if (real := build.compiler()) is not None:
+        monkeypatch.setenv("CC", str(program(tmp_path, "quick-cc", f'exec {real} "$@" -O0')))
     library.cache_clear()
-    yield fresh_cache / "kernels"
+    yield tmp_path / "cache" / "kernels"
     library.cache_clear()
 
 
@@ -640,22 +644,12 @@ def test_a_library_that_is_cut_off_is_compiled_again(forgetful: Path, kept: floa
     assert Path(done.stdout.strip()).read_bytes() == whole
 
 
-def _compile_in_turn(folder: str, barrier: Any, results: Any) -> None:
-    os.environ["TINYLORA_CACHE"] = folder
-    barrier.wait(60)
-    try:
-        build.library(torch.float32)
-        results.put("")
-    except Exception as error:
-        results.put(repr(error))
-
-
 @needs_compiler
 def test_processes_that_compile_at_the_same_time(forgetful: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
     workers = [
-        context.Process(target=_compile_in_turn, args=(str(forgetful.parent), barrier, results)) for _ in range(2)
+        context.Process(target=compile_in_turn, args=(str(forgetful.parent), barrier, results)) for _ in range(2)
     ]
     for worker in workers:
         worker.start()

@@ -113,15 +113,10 @@ def _bytes_of_metrics(out: Path) -> int:
     return sum(path.stat().st_size for path in out.glob("*/metrics.jsonl"))
 
 
-def main(model: Path, out: Path, steps: int, seed: int, slowest: float) -> None:
-    """Train in child processes that are killed (signal 9) again and again until one gets to the end.
-
-    The children are forked, so the imports are paid for once. One attempt in three waits for a checkpoint that is being
-    written, and kills in the middle of that; the others are killed within `slowest` seconds. After an attempt that was
-    killed before its first step, the next ones may take half as long again: loading takes a time of its own, and on a
-    slow machine nobody would ever get beyond it. Prints the number of kills and of those that left half a checkpoint.
-    """
-    rng = random.Random(seed)
+def _run_to_its_end(
+    model: Path, out: Path, steps: int, rng: random.Random, most: int, slowest: float
+) -> tuple[int, int]:
+    """Kills, `most` at most, and kills that left half a checkpoint."""
     kills = torn = 0
     while True:
         started, done_before = time.time(), _bytes_of_metrics(out)
@@ -129,6 +124,10 @@ def main(model: Path, out: Path, steps: int, seed: int, slowest: float) -> None:
         if child == 0:
             _attempt(model, out, steps)
             os._exit(0)
+        if kills >= most:
+            if os.waitpid(child, 0)[1]:
+                raise SystemExit("the child failed")
+            return kills, torn
         wait_for_write = kills % 3 == 2
         until = time.monotonic() + (20 if wait_for_write else rng.uniform(0, slowest))
         ready = time.monotonic() + rng.uniform(0, slowest)
@@ -141,13 +140,34 @@ def main(model: Path, out: Path, steps: int, seed: int, slowest: float) -> None:
         if done:
             if status:
                 raise SystemExit(f"the child failed with status {status}")
-            break
+            return kills, torn
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1
         torn += _half_written(out, started)
         if _bytes_of_metrics(out) == done_before:
             slowest *= 1.5
+
+
+def main(model: Path, out: Path, steps: int, kills_wanted: int, slowest: float) -> None:
+    """Runs, each trained in child processes that are killed (signal 9) again and again until one gets to the end.
+
+    The children are forked, so the imports are paid for once. One attempt in three waits for a checkpoint that is being
+    written, and kills in the middle of that; the others are killed within `slowest` seconds. After an attempt that was
+    killed before its first step, the next ones may take half as long again: loading takes a time of its own, and on a
+    slow machine nobody would ever get beyond it. Another run begins until there were that many kills and two half
+    checkpoints, six at most. Prints the number of kills and of those that left half a checkpoint.
+    """
+    import transformers.models.llama.modeling_llama  # noqa: F401 (else every child imports it)
+
+    kills = torn = 0
+    for seed in range(6):
+        if kills >= kills_wanted and torn >= 2:
+            break
+        more, half = _run_to_its_end(
+            model, out / str(seed), steps, random.Random(seed), max(3, kills_wanted - kills), slowest
+        )
+        kills, torn = kills + more, torn + half
     print(kills, torn)
 
 
