@@ -1,7 +1,7 @@
 """How much faster is the demo than at another commit, on this machine, and is its gain still there?
 
-Checks the other commit out into a folder of its own and runs `tinylora train demo` of both, one after the other, each
-in a process of its own with the same interpreter, threads and caches. Model and basis are in the cache before either
+Checks the other commit out into a folder of its own and trains that commit's demo recipe with the code of both, one
+after the other, each in a process of its own with the same interpreter, threads and caches. Model and basis are in the cache before either
 clock starts.
 
     python bench/demo_speed.py [--before f4bea3c] [--save]
@@ -21,9 +21,9 @@ from typing import Any
 from common import ROOT, finish, load
 
 
-def demo(code: Path, out: Path, settings: list[str]) -> dict[str, Any]:
-    """Train the demo with the code in that folder; what its result.json says, and the seconds from start to end."""
-    command = [sys.executable, "-m", "tinylora", "train", "demo", "--out", str(out), *settings]
+def demo(code: Path, recipe: Path, out: Path, settings: list[str]) -> dict[str, Any]:
+    """Train a recipe with the code in that folder; what its result.json says, and the seconds from start to end."""
+    command = [sys.executable, "-m", "tinylora", "train", str(recipe), "--out", str(out), *settings]
     if not (code / "tinylora" / "__main__.py").exists():
         command[1:3] = ["-c", "from tinylora.cli import main; main()"]
     started, before, cpu_before = time.perf_counter(), load(), cpu_seconds()
@@ -65,12 +65,13 @@ def main() -> None:
         subprocess.run(
             ["git", "worktree", "add", "--detach", str(folder / "before"), args.before], cwd=ROOT, check=True
         )
+        recipe = folder / "before" / "recipes" / "demo.toml"
         try:
             warm = ["--set", "train.steps=1", "--set", "eval.num_test=0", "--set", "eval.num_validation=8"]
             for name, code in (("before", folder / "before"), ("now", ROOT)):
-                demo(code, folder / f"warm-{name}", warm)
-            now = demo(ROOT, folder / "now", [])
-            before = demo(folder / "before", folder / "runs-before", [])
+                demo(code, recipe, folder / f"warm-{name}", warm)
+            now = demo(ROOT, recipe, folder / "now", [])
+            before = demo(folder / "before", recipe, folder / "runs-before", [])
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(folder / "before")], cwd=ROOT, check=False)
     result = {

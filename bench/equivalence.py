@@ -100,7 +100,7 @@ def compare(config: RunConfig, steps: int, task: Task | None = None) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--recipe", default="demo-tiled")
     parser.add_argument("--model", default="")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=0)

@@ -49,7 +49,7 @@ def measure(case: str, threads: int, dtype: str, steps: int) -> dict[str, Any]:
     from tinylora.training.rollouts import DataOrder, sample_step
     from tinylora.workbench import open_workbench
 
-    bench = open_workbench(load_recipe("demo", settings(case, threads, dtype)), say=lambda text: None)
+    bench = open_workbench(load_recipe("demo-tiled", settings(case, threads, dtype)), say=lambda text: None)
     config = bench.config
     assert bench.task is not None
     v = bench.adapter.zeros().requires_grad_()
@@ -103,7 +103,7 @@ def say_before(case: str, threads: int, dtype: str, prompt: float, sampled: floa
     from tinylora.inspection import inspect_shapes
     from tinylora.training.recipe import load_recipe
 
-    found, speed, plan = inspect_shapes(load_recipe("demo", settings(case, threads, dtype)), lambda text: None)
+    found, speed, plan = inspect_shapes(load_recipe("demo-tiled", settings(case, threads, dtype)), lambda text: None)
     reading = prompt / speed.forward_tokens_per_second
     learning = learned / speed.learner_tokens_per_second
     return {

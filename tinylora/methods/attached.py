@@ -20,10 +20,19 @@ from tinylora.generation.runner import Around
 from tinylora.methods.config import MethodConfig
 from tinylora.methods.swap import Slot, slots_of, swapped
 
-Factors = Callable[[nn.Module], tuple[Tensor, Tensor]]
-"""A method's layer with its present parameters -> A (r, in) and B (out, r) float32: it adds B A x to the plain map."""
-GetAround = Callable[[nn.Module], Around]
-"""The same layer -> what it computes before and behind the plain map."""
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Beside:
+    """What a method's layer computes besides its plain map."""
+
+    factors: tuple[Tensor, Tensor] | None = None
+    """A (r, in) and B (out, r) float32: B A x is added to what the plain map computes."""
+    around: Around | None = None
+    """What comes before and behind that."""
+
+
+GetBeside = Callable[[nn.Module], Beside]
+"""A method's layer with its present parameters -> what it computes besides its plain map."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,19 +55,18 @@ class MethodAdapter:
         wrapped: list[Wrapped],
         paths: list[str],
         *,
-        factors: Factors | None = None,
-        around: GetAround | None = None,
+        beside: GetBeside | None = None,
     ) -> None:
         """names: the parameters to train, which are frozen here. Without wrapped modules they are the base's own.
 
-        factors and around: what an engine that has the plain maps computes beside them, and before and behind them.
+        beside: what an engine that has the plain maps computes besides them, for a method with layers of its own.
         """
         self.model = model
         self.method = config
         self.wrapped = wrapped
         self.paths = paths
         self.excluded: dict[str, str] = {}
-        self._factors, self._around = factors, around
+        self._beside = beside
         self.peft_model: Any = None
         """PEFT's wrapper around the model, where its layers are PEFT's."""
         self._slots: list[Slot] = slots_of(model, names)
@@ -71,23 +79,11 @@ class MethodAdapter:
         self._value = self.zeros()
         self._merged: tuple[Tensor, list[Tensor]] | None = None
 
-    @property
-    def has_factors(self) -> bool:
-        """Whether the update is B A x beside the frozen maps."""
-        return self._factors is not None
-
-    def factors(self, v: Tensor) -> list[tuple[Wrapped, Tensor, Tensor]]:
-        """A (r, in) and B (out, r) of every module under v, float32."""
-        assert self._factors is not None
+    def beside(self, v: Tensor) -> list[tuple[Wrapped, Beside]]:
+        """What the layer of every wrapped module computes under v besides its plain map."""
+        assert self._beside is not None
         with torch.no_grad(), swapped(self._slots, self._parameters(self._checked(v))):
-            return [(one, *self._factors(one.layer)) for one in self.wrapped]
-
-    def around(self, v: Tensor) -> dict[nn.Module, Around]:
-        """What to compute before and behind each plain map under v."""
-        if self._around is None:
-            return {}
-        with torch.no_grad(), swapped(self._slots, self._parameters(self._checked(v))):
-            return {one.plain: self._around(one.layer) for one in self.wrapped}
+            return [(one, self._beside(one.layer)) for one in self.wrapped]
 
     @property
     def num_trained(self) -> int:

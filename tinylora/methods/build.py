@@ -23,7 +23,7 @@ from tinylora.adapter.projection import Float64Array
 from tinylora.adapter.quantised import KINDS, keep_differentiable, quantisation_of
 from tinylora.errors import UserError
 from tinylora.generation.runner import Around
-from tinylora.methods.attached import MethodAdapter, Wrapped
+from tinylora.methods.attached import Beside, GetBeside, MethodAdapter, Wrapped
 from tinylora.methods.bottleneck import OUTPUTS, BottleneckAdapter
 from tinylora.methods.config import ON_QUANTISED, THROUGH_PEFT, MethodConfig
 
@@ -115,7 +115,7 @@ def _bottlenecks(
     names = [
         f"{path}.{name}" for path in chosen for name in ("down_weight", "down_bias", "up_weight", "up_bias")
     ]  # fmt: skip
-    return MethodAdapter(model, method, names, wrapped, chosen, around=bottleneck_around)
+    return MethodAdapter(model, method, names, wrapped, chosen, beside=bottleneck_beside)
 
 
 def _out_features(module: nn.Module) -> int:
@@ -151,11 +151,7 @@ def _through_peft(
     wrapped = [Wrapped(path, maps[path], model.get_submodule(path)) for path in targets]
     for one in wrapped:
         one.layer.eval()
-    factors = {"lora": lora_factors, "qlora": lora_factors, "vera": vera_factors, "dora": dora_factors}
-    around = {"dora": dora_around, "ia3": ia3_around}
-    adapter = MethodAdapter(
-        model, method, names, wrapped, targets, factors=factors.get(method.name), around=around.get(method.name)
-    )
+    adapter = MethodAdapter(model, method, names, wrapped, targets, beside=BESIDE[method.name])
     adapter.peft_model = peft_model
     return adapter
 
@@ -166,54 +162,62 @@ def lora_factors(layer: Any) -> tuple[Tensor, Tensor]:
     return layer.lora_A[name].weight.detach(), layer.scaling[name] * layer.lora_B[name].weight.detach()
 
 
-def vera_factors(layer: Any) -> tuple[Tensor, Tensor]:
-    """A and B of PEFT's VeRA layer: its shared matrices, cut to the module's size, times the trained scales."""
+def lora_beside(layer: Any) -> Beside:
+    """BA of PEFT's LoRA layer."""
+    return Beside(lora_factors(layer))
+
+
+def vera_beside(layer: Any) -> Beside:
+    """BA of PEFT's VeRA layer: its shared matrices, cut to the module's size, times the trained scales."""
     (name,) = layer.active_adapters
     d, b = layer.vera_lambda_d[name].detach(), layer.vera_lambda_b[name].detach()
     A = layer.vera_A[name][:, : layer.in_features].to(d)
     B = layer.vera_B[name][: layer.out_features].to(b)
-    return d.unsqueeze(1) * A, b.unsqueeze(1) * B
+    return Beside((d.unsqueeze(1) * A, b.unsqueeze(1) * B))
 
 
-def bottleneck_around(layer: Any) -> Around:
-    """What a BottleneckAdapter computes behind its map."""
-    return Around(after=layer.behind())
+def dora_beside(layer: Any) -> Beside:
+    """m * (W + BA) x + b of PEFT's DoRA layer, b the map's bias: m goes to B, and behind the map to what it computes.
 
-
-def dora_scale(layer: Any) -> Tensor:
-    """m (out,) of PEFT's DoRA layer: the trained magnitude over the norm of each row of W + BA, in float32."""
+    m (out,) is the trained magnitude over the norm of each row of W + BA, in float32.
+    """
     (name,) = layer.active_adapters
-    trained = layer.lora_magnitude_vector[name]
     A, B = lora_factors(layer)
-    weight = layer.get_base_layer().weight.detach()
-    weight = weight.T if isinstance(layer.get_base_layer(), Conv1D) else weight
-    return trained.weight.detach().float() / torch.linalg.norm(weight.float() + B @ A, dim=1)
-
-
-def dora_factors(layer: Any) -> tuple[Tensor, Tensor]:
-    """A and B of m * (W + BA): the scale goes to B, and by `dora_around` to what the map itself computes."""
-    A, B = lora_factors(layer)
-    return A, dora_scale(layer).unsqueeze(1) * B
-
-
-def dora_around(layer: Any) -> Around:
-    """m * (Wx) + b behind the map Wx + b."""
-    scale, bias = dora_scale(layer), layer.get_base_layer().bias
+    base = layer.get_base_layer()
+    weight = base.weight.detach()
+    weight = weight.T if isinstance(base, Conv1D) else weight
+    magnitude = layer.lora_magnitude_vector[name].weight.detach().float()
+    m, bias = magnitude / torch.linalg.norm(weight.float() + B @ A, dim=1), base.bias
 
     def scaled(y: Tensor) -> Tensor:
         if bias is None:
-            return (y.float() * scale).to(y.dtype)
-        return ((y.float() - bias) * scale + bias).to(y.dtype)
+            return (y.float() * m).to(y.dtype)
+        return ((y.float() - bias) * m + bias).to(y.dtype)
 
-    return Around(after=scaled)
+    return Beside((A, m.unsqueeze(1) * B), Around(after=scaled))
 
 
-def ia3_around(layer: Any) -> Around:
+def bottleneck_beside(layer: Any) -> Beside:
+    """What a BottleneckAdapter computes behind its map."""
+    return Beside(around=Around(after=layer.behind()))
+
+
+def ia3_beside(layer: Any) -> Beside:
     """The trained scale of PEFT's IA3 layer, on the inputs of a map that ends an MLP, else on the outputs."""
     (name,) = layer.active_adapters
     scale = layer.ia3_l[name].detach().flatten()
     scaled = lambda x: (x * scale).to(x.dtype)  # noqa: E731
-    return Around(before=scaled) if layer.is_feedforward else Around(after=scaled)
+    return Beside(around=Around(before=scaled) if layer.is_feedforward else Around(after=scaled))
+
+
+BESIDE: dict[str, GetBeside] = {
+    "lora": lora_beside,
+    "qlora": lora_beside,
+    "dora": dora_beside,
+    "vera": vera_beside,
+    "ia3": ia3_beside,
+}
+"""Of the methods that are PEFT's."""
 
 
 __all__ = ["THROUGH_PEFT", "elementary", "lora_xs_config", "put_method_on"]

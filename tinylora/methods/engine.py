@@ -100,7 +100,10 @@ class _Beside(_Inner):
         self._around: dict[nn.Module, Around] = {}
         self._vector = Vector(torch.zeros(1, 1))
         self._layers: dict[str, AdaptedLinear] = {}
-        for one, A, B in adapter.factors(adapter.zeros()) if adapter.has_factors else []:
+        for one, beside in adapter.beside(adapter.zeros()):
+            if beside.factors is None:
+                continue
+            A, B = beside.factors
             eye = torch.eye(len(A), device=A.device).unsqueeze(0)
             layer = AdaptedLinear(one.plain, A.contiguous(), B.contiguous(), eye, tie_group=0, vector=self._vector)
             self._layers[one.path] = layer
@@ -128,11 +131,15 @@ class _Beside(_Inner):
         with self._mounted():
             if v is not None and not _equal(self._v, v):
                 self._v = None  # until all of it is in place
-                for one, A, B in self.adapter.factors(v) if self._layers else []:
-                    layer = self._layers[one.path]
-                    layer.A, layer.B = A.contiguous(), B.contiguous()
+                around = {}
+                for one, beside in self.adapter.beside(v):
+                    if beside.factors is not None:
+                        layer = self._layers[one.path]
+                        layer.A, layer.B = (factor.contiguous() for factor in beside.factors)
+                    if beside.around is not None:
+                        around[one.plain] = beside.around
                 engine.read_factors()
-                self._around, self._v = self.adapter.around(v), v.detach().clone()
+                self._around, self._v = around, v.detach().clone()
             engine.put_around(self._around if v is not None else {})
             one_vector = None if v is None or not self._layers else torch.ones(1, 1, device=v.device)
             return self.engine.generate([replace(request, v=one_vector) for request in requests])
