@@ -1,8 +1,8 @@
 """How much faster is the demo than at another commit, on this machine, and is its gain still there?
 
 Checks the other commit out into a folder of its own and trains that commit's demo recipe with the code of both, one
-after the other, each in a process of its own with the same interpreter, threads and caches. Model and basis are in the cache before either
-clock starts.
+after the other, each in a process of its own with the same interpreter, threads and caches. Model and basis are in the
+cache before either clock starts.
 
     python bench/demo_speed.py [--before f4bea3c] [--save]
 """

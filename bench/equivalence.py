@@ -5,7 +5,7 @@ the packed forward with frozen weights, PEFT's by its own layers in transformers
 sqrt(S) V^T where the paper writes U S R V^T; P carries the difference. Two updates a batch, so that the second loss
 depends on how the first one moved v. Compared: loss, gradient norm, and v itself.
 
-    python bench/equivalence.py [--model NAME] [--recipe demo] [--steps 10] [--save]
+    python bench/equivalence.py [--model NAME] [--recipe demo-tiled] [--steps 10] [--save]
 """
 
 import argparse

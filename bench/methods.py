@@ -1,6 +1,6 @@
 """What each method costs: trained numbers, bytes of its file, memory, seconds a step; and what was said before.
 
-The demo's training step (12 prompts x 8 completions, SmolLM2-135M) with every method, at its own settings otherwise.
+A step of demo-tiled (12 prompts x 8 completions of SmolLM2-135M) with every method, at its own settings otherwise.
 Each measurement is a process of its own (peak memory is a process's), methods in turn, several rounds; the first step
 of each is not counted. `said` is what `tinylora train --dry-run` says, taken on the same machine at the same load. Its
 time is an upper bound: replies that fill their budget, and every group worth learning from. The measured speed that it
