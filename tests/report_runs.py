@@ -28,6 +28,7 @@ Answers = dict[str, list[ItemResult]]
 CONDITIONS = [  # name, kind, how much better than the untrained model
     ("untrained", "untrained", 0.0), ("tuned", "tuned", 0.3), ("zero", "zero", 0.0),
     *((f"random_{i}", "random", -0.05) for i in range(5)), ("best_random", "best_random", 0.05),
+    ("best_shorter", "best_shorter", 0.03),
     ("best_prompt", "best_prompt", 0.08), ("larger_budget", "larger_budget", 0.04), ("constant", "constant", -0.35),
     ("trained:shuffled", "trained_control", 0.02),
 ]  # fmt: skip
@@ -137,6 +138,7 @@ def _write_evidence(path: Path, answers: Answers, numbers: int, label: str, rows
     labels = {
         "untrained": "untrained model, same prompt", "tuned": f"{numbers} trained numbers", "zero": "v = 0",
         "best_random": "best of 30 random vectors, by validation", "constant": "best constant reply, by validation",
+        "best_shorter": "best of 30 shorter random vectors, by validation",
         "best_prompt": "untrained model, best of 8 prompts by validation",
         "larger_budget": "untrained model, 4 x the token budget",
         "trained:shuffled": "trained on a control reward: shuffled (seed 0)",

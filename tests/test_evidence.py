@@ -61,8 +61,8 @@ def test_every_number_can_be_computed_again_from_the_items(bench: Workbench, run
     named = {one["name"]: one for one in evidence["conditions"]}
     assert list(rows) == list(named)
     assert Counter(one["kind"] for one in named.values()) == {
-        "untrained": 1, "tuned": 1, "zero": 1, "random": 5, "best_random": 1, "best_prompt": 1, "larger_budget": 1,
-        "constant": 1,
+        "untrained": 1, "tuned": 1, "zero": 1, "random": 5, "best_random": 1, "best_shorter": 1,
+        "best_prompt": 1, "larger_budget": 1, "constant": 1,
     }  # fmt: skip
     tuned = np.array([row["strict"] >= 1 for row in rows["tuned"]])
     p_values = []
@@ -90,9 +90,10 @@ def test_every_number_can_be_computed_again_from_the_items(bench: Workbench, run
     assert evidence["verdict"] in format_evidence(evidence)
 
 
-def test_the_best_random_vector_gets_as_many_completions_as_training(bench: Workbench, run: Path) -> None:
+@pytest.mark.parametrize("kind", ["best_random", "best_shorter"])
+def test_the_best_random_vector_gets_as_many_completions_as_training(bench: Workbench, run: Path, kind: str) -> None:
     evidence = gather(bench, run)
-    best = next(one for one in evidence["conditions"] if one["kind"] == "best_random")
+    best = next(one for one in evidence["conditions"] if one["kind"] == kind)
     prompts = sum(row.get("prompts_sampled", 0) for row in read_jsonl(run / "metrics.jsonl"))
     config = bench.config
     assert best["details"]["completions_allowed"] == prompts * config.grpo.group_size
@@ -100,6 +101,29 @@ def test_the_best_random_vector_gets_as_many_completions_as_training(bench: Work
     assert best["details"]["vectors_tried"] == len(best["details"]["validation"]) == tried > 1
     scores = best["details"]["validation"]
     assert best["details"]["chosen"] == scores.index(max(scores))
+
+
+def test_random_vectors_have_the_norms_that_they_are_said_to_have(
+    bench: Workbench, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[torch.Tensor] = []
+
+    def noted(*args: Any, **kwargs: Any) -> list[ItemResult]:
+        tried.append(kwargs["v"])
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(conditions_module, "evaluate", noted)
+    evidence = gather(bench, run)
+    norm = evidence["v_norm"]
+    lengths = [round(float(v.norm()) / norm, 4) for v in tried if v is not None and v.any()]
+    details = next(one["details"] for one in evidence["conditions"] if one["kind"] == "best_shorter")
+    assert details["lengths"][:4] == [0.5, 0.25, 0.125, 0.5]
+    # the adapter, the random ones, those that were tried and the best of them, at each kind of length
+    count = details["vectors_tried"]
+    assert lengths == [1.0] * (1 + 5 + count + 1) + details["lengths"] + [details["lengths"][details["chosen"]]]
+    flat = [v.flatten() / v.norm() for v in tried if v is not None and v.any()]
+    directions = torch.stack([v for v, length in zip(flat, lengths, strict=True) if length < 1][:count])
+    assert float((directions @ flat[6]).abs().max()) < 0.9999  # directions of their own
 
 
 def test_a_stopped_evaluation_goes_on(bench: Workbench, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@
     zero             v = 0 through the adapter's own path: the machinery without the numbers
     random_0 ...     random vectors of the adapter's norm
     best_random      the best of N random vectors by validation; N completions as many as training sampled
+    best_shorter     the same with N vectors of a half, a quarter and an eighth of that norm
     best_prompt      the untrained model under the best of several prompts by validation
     larger_budget    the untrained model with more tokens
     constant         one and the same reply to every item, the best by validation
@@ -36,6 +37,8 @@ from tinylora.training.run_folder import write_atomically
 from tinylora.workbench import Say, Workbench
 
 ITEMS_FILE, PLAN_FILE = "evidence_items.jsonl", "evidence_plan.json"
+SHORTER = (0.5, 0.25, 0.125)
+"""Shares of the adapter's norm that shorter random vectors have."""
 CONSTANTS = 50
 """Most frequent train answers tried as a constant reply, each in CONSTANT_FORMS."""
 CONSTANT_FORMS = ("{answer}", "\\boxed{{{answer}}}", "#### {answer}", "<answer>{answer}</answer>")
@@ -163,10 +166,25 @@ class Conditions:
 
     def best_random(self, completions: int) -> Condition:
         """As many random vectors as `completions` allow (a greedy reply to each validation item), the best tested."""
-        count = max(1, completions // len(self.validation))
+        vectors = random_vectors(self.v, self._draws(completions), self.bench.config.train.seed + 7919)
+        return self._best_of("best_random", "random vectors", vectors, completions)
+
+    def best_shorter(self, completions: int) -> Condition:
+        """As many again, of SHORTER times the norm in turn: where vectors of the full norm break the model, the best of
+        them would be no opponent.
+        """
+        vectors = random_vectors(self.v, self._draws(completions), self.bench.config.train.seed + 2 * 7919)
+        lengths = [SHORTER[i % len(SHORTER)] for i in range(len(vectors))]
+        shorter = [length * vector for length, vector in zip(lengths, vectors, strict=True)]
+        return self._best_of("best_shorter", "shorter random vectors", shorter, completions, lengths=lengths)
+
+    def _draws(self, completions: int) -> int:
+        return max(1, completions // len(self.validation))
+
+    def _best_of(self, name: str, what: str, vectors: list[Tensor], completions: int, **details: Any) -> Condition:
+        count = len(vectors)
 
         def run() -> _Answered:
-            vectors = random_vectors(self.v, count, self.bench.config.train.seed + 7919)  # none of `randoms`
             tried = [
                 self._answer(v, self.validation, f"vector {i + 1} of {count}, validation")
                 for i, v in enumerate(vectors)
@@ -174,10 +192,10 @@ class Conditions:
             scores = [mean(one.results, "strict") for one in tried]
             best = max(range(count), key=scores.__getitem__)
             answered = self._answer(vectors[best])
-            details = {"vectors_tried": count, "validation": scores, "chosen": best, "completions_allowed": completions}
-            return replace(answered.plus(tried), details=details)
+            told = {"vectors_tried": count, "validation": scores, "chosen": best, "completions_allowed": completions}
+            return replace(answered.plus(tried), details={**told, **details})
 
-        return self._kept("best_random", "best_random", f"best of {count} random vectors, by validation", run)
+        return self._kept(name, name, f"best of {count} {what}, by validation", run)
 
     def best_prompt(self) -> Condition | None:
         """The untrained model under the best of the recipe's prompts; None where it has none but its own."""

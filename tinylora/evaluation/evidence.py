@@ -101,7 +101,7 @@ def gather_evidence(
     run = Conditions(bench, v, items, Store(folder, plan, say), say)
     conditions = [run.untrained(), run.tuned(), run.zero(), *run.randoms(options.random_vectors)]
     if allowed:
-        conditions.append(run.best_random(allowed))
+        conditions += [run.best_random(allowed), run.best_shorter(allowed)]
     else:
         say("how many completions training sampled is not known (no metrics.jsonl), so there is no best of N vectors")
     if (best_prompt := run.best_prompt()) is not None:

@@ -38,6 +38,7 @@ KINDS = {
     "zero": "v = 0 through the adapter's own path",
     "random": "random vectors of the same norm",
     "best_random": "the best of many random vectors",
+    "best_shorter": "the best of many shorter random vectors",
     "best_prompt": "the untrained model under the best of several prompts",
     "larger_budget": "the untrained model with a larger token budget",
     "constant": "one constant reply",
