@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, commit, finish, load
+from common import RESULTS, ROOT, commit, finish, load, machine
 
 KINDS = ("none", "bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4")
 PROMPTS = (
@@ -192,7 +192,7 @@ def main() -> None:
     models = json.loads(path.read_text())["models"] if path.exists() else {}  # a model at a time: it takes long
     for name in args.model:
         rows = measure_model(name, args.kinds, args.threads)
-        models[Path(name).stem] = {"commit": commit(), **rows}
+        models[Path(name).stem] = {"commit": commit(), "machine": machine(), **rows}
     result = {
         "batch": {
             "prompts": len(PROMPTS), "samples": SAMPLES, "max_new_tokens": NEW_TOKENS,
