@@ -79,6 +79,8 @@ def pool(runs: Sequence[Path]) -> dict[str, Any]:
             raise UserError(f"{run}: result.json says {said} right, its items {[int(before.sum()), int(after.sum())]}")
         folder = RunFolder.open(run)
         result["config"] = to_table(folder.read_config())
+        if results and like(result["config"]) != like(results[0]["config"]):
+            raise UserError(f"{run} was trained with other settings than {runs[0]}; only like runs can be pooled")
         result["environment"] = {k: v for k, v in folder.read_environment().items() if k != "command"}
         results.append(result)
         all_outcomes.append(found)
@@ -91,6 +93,13 @@ def pool(runs: Sequence[Path]) -> dict[str, Any]:
         "random_best": max(r["correct"] for result in results for r in result["random"]) if results[0]["random"] else 0,
         "runs": results,
     }
+
+
+def like(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that runs of one recipe under several seeds have in common."""
+    own = {"train": ("seed", "num_threads"), "log": tuple(config["log"])}
+    return {name: {k: v for k, v in section.items() if k not in own.get(name, ())} if isinstance(section, dict)
+            else section for name, section in config.items()}  # fmt: skip
 
 
 def record(pooled: PooledResult) -> dict[str, Any]:

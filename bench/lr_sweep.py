@@ -1,4 +1,4 @@
-"""Which learning rate suits thirteen numbers? The demo's recipe at several rates, up to where it breaks.
+"""Which learning rate suits thirteen numbers? A recipe at several rates, up to where it breaks.
 
 Public trainings of so few numbers use rates up to 2e-4, at which they barely move. Every rate and seed is a short run
 of its own (a run folder below --out, without the final evaluation); validation is greedy, on the same items every time,

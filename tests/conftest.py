@@ -125,14 +125,20 @@ def compiled_kernels() -> Path | None:
 
 
 @pytest.fixture
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled_kernels: Path | None) -> Path:
-    """A cache folder for one test, with nothing but the C kernels in it, which take seconds to compile."""
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder for one test, which is not there yet."""
     folder = tmp_path / "cache"
-    if compiled_kernels is not None:
-        (folder / "kernels").mkdir(parents=True)
-        shutil.copy2(compiled_kernels, folder / "kernels")
     monkeypatch.setenv("TINYLORA_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def fresh_cache(compiled_kernels: Path | None, empty_cache: Path) -> Path:
+    """A cache folder for one test, with nothing but the C kernels in it, which take seconds to compile."""
+    if compiled_kernels is not None:
+        (empty_cache / "kernels").mkdir(parents=True)
+        shutil.copy2(compiled_kernels, empty_cache / "kernels")
+    return empty_cache
 
 
 @pytest.fixture(scope="session")

@@ -328,13 +328,13 @@ def test_inspect_and_landscape(run: Path, tiny_folder: Path, tmp_path: Path) -> 
 # --- cache, recipes ---
 
 
-def test_cache_shows_and_clears(fresh_cache: Path) -> None:
-    (fresh_cache / "basis").mkdir(parents=True)
-    (fresh_cache / "basis" / "x").write_bytes(b"1" * 1000)
+def test_cache_shows_and_clears(empty_cache: Path) -> None:
+    (empty_cache / "basis").mkdir(parents=True)
+    (empty_cache / "basis" / "x").write_bytes(b"1" * 1000)
     told = json.loads(tinylora_("cache", "--json").stdout)
     assert told["entries"][0]["total_bytes"] == 1000
     assert json.loads(tinylora_("cache", "--clear", "--json").stdout)["freed_bytes"] == 1000
-    assert "total" in tinylora_("cache").stdout and not (fresh_cache / "basis").exists()
+    assert "total" in tinylora_("cache").stdout and not (empty_cache / "basis").exists()
 
 
 def test_recipes_show_their_first_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

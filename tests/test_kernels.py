@@ -548,13 +548,12 @@ def test_few_rows_does_not_depend_on_threads(dtype: torch.dtype) -> None:
 
 
 @pytest.fixture
-def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def forgetful(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The kernels' folder in an empty cache, no library held from before, and a compiler that does not optimise."""
-    monkeypatch.setenv("TINYLORA_CACHE", str(tmp_path / "cache"))
     if (real := build.compiler()) is not None:
         monkeypatch.setenv("CC", str(program(tmp_path, "quick-cc", f'exec {real} "$@" -O0')))
     library.cache_clear()
-    yield tmp_path / "cache" / "kernels"
+    yield empty_cache / "kernels"
     library.cache_clear()
 
 

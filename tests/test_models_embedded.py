@@ -144,12 +144,12 @@ def test_checksums_are_remembered_until_the_file_changes(tmp_path: Path, fresh_c
     assert remembered_sha256(file) == hashlib.sha256(b"two").hexdigest()
 
 
-def test_cache_report_and_clear_leave_strangers_alone(fresh_cache: Path) -> None:
+def test_cache_report_and_clear_leave_strangers_alone(empty_cache: Path) -> None:
     assert cache.cache_report() == []
-    (fresh_cache / "basis" / "ab").mkdir(parents=True)
-    (fresh_cache / "basis" / "ab" / "x").write_bytes(b"12345")
-    (fresh_cache / "models").mkdir()
-    stranger = fresh_cache / "thesis.tex"
+    (empty_cache / "basis" / "ab").mkdir(parents=True)
+    (empty_cache / "basis" / "ab" / "x").write_bytes(b"12345")
+    (empty_cache / "models").mkdir()
+    stranger = empty_cache / "thesis.tex"
     stranger.write_text("not ours")
     assert [(e.kind, e.num_files, e.total_bytes) for e in cache.cache_report()] == [("models", 0, 0), ("basis", 1, 5)]
     assert cache.clear_cache() == 5

@@ -132,7 +132,9 @@ def test_kill_9_at_any_instant_loses_nothing(tiny_folder: Path, tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     kills, torn = (int(word) for word in done.stdout.split())
-    for config in out.glob("*/*/config.toml"):
+    configs = list(out.glob("*/*/config.toml"))
+    assert len(configs) == len(list(out.iterdir())) > 0
+    for config in configs:
         v, _ = load_vector(config.parent)
         same(TrainResult(config.parent, v, steps, 0.0, None), whole)
         assert not list(config.parent.glob("checkpoint/*.tmp"))

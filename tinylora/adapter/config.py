@@ -33,6 +33,15 @@ class AdapterConfig:
     seed: int = 0
     """Seed of P, and of the basis where that is random."""
 
+    def sharing(self, groups: int) -> str:
+        """How modules share their numbers, in words: "1 tie group (all)", "13 tie groups (tiled, n_tie 17)"."""
+        how: str = self.tying
+        if self.num_groups:
+            how = f"{self.num_groups} even chunks"
+        elif self.tying in ("tiled", "structured"):
+            how += f", n_tie {self.n_tie}"
+        return f"{groups:,} tie group{'' if groups == 1 else 's'} ({how})"
+
     def __post_init__(self) -> None:
         for name in ("rank", "u", "n_tie"):
             if getattr(self, name) < 1:

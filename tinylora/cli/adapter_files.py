@@ -109,17 +109,9 @@ def describe_text(opened: "Adapter") -> str:
         lines.append("each is how far training moved a parameter of the method from its start")
     elif opened.config is not None:
         c = opened.config
-        tie = (
-            "one group"
-            if c.tying == "all"
-            else "no tying"
-            if c.tying == "none"
-            else f"{c.tying} tying, n_tie {c.n_tie}"
-        )
-        tie = f"{c.num_groups} even chunks" if c.num_groups else tie
         lines.append(
-            f"rank {c.rank}, u = {c.u}, {tie}, targets {', '.join(c.targets)}, basis {c.basis}, seed {c.seed}: "
-            "the factors are rebuilt from the base"
+            f"rank {c.rank}, u = {c.u}, {c.sharing(groups)}, targets {', '.join(c.targets)}, basis {c.basis}, "
+            f"seed {c.seed}: the factors are rebuilt from the base"
         )
     else:
         assert opened.explicit is not None

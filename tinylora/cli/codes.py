@@ -36,7 +36,7 @@ def encode(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print an adapter as a code, or write it as a tiny file. Some hundred characters; tens of bytes.
+    """Print an adapter as a code of some hundred characters. With --out, write it as a file of tens of bytes, too.
 
     \b
     Examples:

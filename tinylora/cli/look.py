@@ -36,7 +36,7 @@ def inspect(
     landscape: Annotated[
         bool, typer.Option("--landscape", help="Accuracy and KL to the base against the norm of random vectors.")
     ] = False,
-    norms: Annotated[str, typer.Option(help="Norms, separated by commas (--landscape).")] = "0.1,0.2,0.5,1",
+    norms: Annotated[str, typer.Option(help="Norms, separated by commas (--landscape).")] = "0.03,0.05,0.1,0.2",
     vectors: Annotated[int, typer.Option(help="Random vectors for each norm (--landscape).")] = 3,
     items: Annotated[int, typer.Option(help="Validation items (--landscape).")] = 64,
     seed: Annotated[int, typer.Option(help="Of the random vectors (--landscape).")] = 0,
@@ -48,7 +48,7 @@ def inspect(
     Examples:
       tinylora inspect smollm2-135m-instruct --set adapter.n_tie=17
       tinylora inspect Qwen/Qwen2.5-7B-Instruct
-      tinylora inspect smollm2-135m-instruct --landscape --norms 0.1,0.5 --vectors 5 --items 128
+      tinylora inspect smollm2-135m-instruct --landscape --norms 0.03,0.1 --vectors 5 --items 128
       tinylora inspect runs/demo-001
     """
     from tinylora.adapters import is_adapter, open_adapter

@@ -46,7 +46,7 @@ def train(
     \b
     Examples:
       tinylora train demo
-      tinylora train demo --set optim.lr=0.005 --set train.seed=1
+      tinylora train demo --set optim.lr=0.02 --set train.seed=1
       tinylora train my.toml --dry-run
       tinylora train demo --control format                 what a reward for the format alone would do
       tinylora train --resume runs/demo-001 --set train.steps=200

@@ -166,25 +166,23 @@ class Conditions:
 
     def best_random(self, completions: int) -> Condition:
         """As many random vectors as `completions` allow (a greedy reply to each validation item), the best tested."""
-        vectors = random_vectors(self.v, self._draws(completions), self.bench.config.train.seed + 7919)
-        return self._best_of("best_random", "random vectors", vectors, completions)
+        return self._best_of("best_random", "random vectors", completions, 7919, (1.0,))
 
     def best_shorter(self, completions: int) -> Condition:
         """As many again, of SHORTER times the norm in turn: where vectors of the full norm break the model, the best of
         them would be no opponent.
         """
-        vectors = random_vectors(self.v, self._draws(completions), self.bench.config.train.seed + 2 * 7919)
-        lengths = [SHORTER[i % len(SHORTER)] for i in range(len(vectors))]
-        shorter = [length * vector for length, vector in zip(lengths, vectors, strict=True)]
-        return self._best_of("best_shorter", "shorter random vectors", shorter, completions, lengths=lengths)
+        return self._best_of("best_shorter", "shorter random vectors", completions, 2 * 7919, SHORTER)
 
-    def _draws(self, completions: int) -> int:
-        return max(1, completions // len(self.validation))
-
-    def _best_of(self, name: str, what: str, vectors: list[Tensor], completions: int, **details: Any) -> Condition:
-        count = len(vectors)
+    def _best_of(self, name: str, what: str, completions: int, seed: int, shares_of_norm: Sequence[float]) -> Condition:
+        """`seed`: added to the run's, so that these are none of `randoms`; the lengths are taken in turn."""
+        count = max(1, completions // len(self.validation))
+        lengths = [shares_of_norm[i % len(shares_of_norm)] for i in range(count)]
 
         def run() -> _Answered:
+            vectors = random_vectors(self.v, count, self.bench.config.train.seed + seed)
+            for vector, length in zip(vectors, lengths, strict=True):
+                vector *= length
             tried = [
                 self._answer(v, self.validation, f"vector {i + 1} of {count}, validation")
                 for i, v in enumerate(vectors)
@@ -192,8 +190,11 @@ class Conditions:
             scores = [mean(one.results, "strict") for one in tried]
             best = max(range(count), key=scores.__getitem__)
             answered = self._answer(vectors[best])
-            told = {"vectors_tried": count, "validation": scores, "chosen": best, "completions_allowed": completions}
-            return replace(answered.plus(tried), details={**told, **details})
+            details = {
+                "vectors_tried": count, "lengths": lengths, "validation": scores, "chosen": best,
+                "completions_allowed": completions,
+            }  # fmt: skip
+            return replace(answered.plus(tried), details=details)
 
         return self._kept(name, name, f"best of {count} {what}, by validation", run)
 

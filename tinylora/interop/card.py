@@ -88,9 +88,8 @@ def _training(adapter: Adapter, base_name: str, licence: str) -> list[str]:
     if adapter.method.name != "tinylora":
         lines.append(f"- Method: {adapter.method.describe()}, {adapter.v.numel():,} numbers")
     elif config is not None:
-        groups = f"{config.num_groups} even chunks" if config.num_groups else f"{config.tying}, n_tie {config.n_tie}"
         lines.append(
-            f"- Adapter: rank {config.rank}, u = {config.u}, {adapter.v.shape[0]} tie groups ({groups}), targets "
+            f"- Adapter: rank {config.rank}, u = {config.u}, {config.sharing(adapter.v.shape[0])}, targets "
             f"{', '.join(config.targets)}, basis {config.basis}, seed {config.seed}"
         )
     elif adapter.explicit is not None:

@@ -177,7 +177,7 @@ def vera_beside(layer: Any) -> Beside:
 
 
 def dora_beside(layer: Any) -> Beside:
-    """m * (W + BA) x + b of PEFT's DoRA layer, b the map's bias: m goes to B, and behind the map to what it computes.
+    """m * (W + BA) x + b of PEFT's DoRA layer, b the map's bias: m scales B, and behind the map its output less b.
 
     m (out,) is the trained magnitude over the norm of each row of W + BA, in float32.
     """

@@ -173,20 +173,32 @@ def _draw(rows: list[tuple[Any, ...]], untrained: dict[str, dict[str, Any]], not
 def _draw_series(
     axes: Any, rows: Sequence[dict[str, Any]], key: str, places: tuple[float, float], colour: str, dash: Any, shape: str
 ) -> None:
-    """One method by one algorithm; `places`: the factors by which means and runs stand beside their size."""
+    """One method by one algorithm; `places`: the factors by which means and runs stand beside their size.
+
+    The line goes through the first cell of each size; another one of that size stands alone, with its name.
+    """
     larger = 1.5 if shape == "*" else 1.0  # a star of the same size looks smaller
-    means = []
+    means: dict[int, tuple[float, float]] = {}
+    mean_mark = {"color": colour, "marker": shape, "markersize": 6.2 * larger, "markeredgecolor": PAPER,
+                 "markeredgewidth": 0.7, "zorder": 4}  # fmt: skip
+    order = {(row["results"], row["cell"]): place for place, row in reversed(list(enumerate(rows)))}
     cells = dict.fromkeys((row["trained_numbers"], row["results"], row["cell"]) for row in rows)
-    for size, *cell in sorted(cells):
+    for size, *cell in sorted(cells, key=lambda one: (one[0], order[one[1:]])):
         own = [row for row in rows if [row["results"], row["cell"]] == cell]
         shares = [100 * row[key] / row["total"] for row in own]
         if len(shares) > 1:
             axes.plot([size * places[1]] * len(shares), shares, color=colour, linestyle="none", marker=shape,
                       markersize=3.4 * larger, markerfacecolor="none", markeredgewidth=0.9, zorder=3)  # fmt: skip
-        means.append((size * places[0], sum(shares) / len(shares)))
+        mean = (size * places[0], sum(shares) / len(shares))
+        if size in means:
+            axes.plot(*mean, linestyle="none", **mean_mark)
+            axes.annotate(short(cell[1]), mean, xytext=(6, 0), textcoords="offset points", fontsize="x-small",
+                          va="center", color=colour,
+                          bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
+        else:
+            means[size] = mean
     if means:
-        axes.plot(*zip(*means, strict=True), color=colour, linestyle=dash, linewidth=1.2, marker=shape,
-                  markersize=6.2 * larger, markeredgecolor=PAPER, markeredgewidth=0.7, zorder=4)  # fmt: skip
+        axes.plot(*zip(*means.values(), strict=True), linestyle=dash, linewidth=1.2, **mean_mark)
 
 
 def _draw_untrained(axes: Any, untrained: dict[str, dict[str, Any]], score: str) -> None:

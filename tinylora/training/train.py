@@ -300,15 +300,10 @@ def _learn(bench: Workbench, learner: Learner, state: _State, record: dict[str, 
 
 def _announce(bench: Workbench, folder: RunFolder, say: Say) -> None:
     adapter, config = bench.adapter, bench.config
-    tied = (
-        f"{config.adapter.num_groups} even chunks"
-        if config.adapter.num_groups
-        else (f"{config.adapter.tying}, n_tie {config.adapter.n_tie}")
-    )
     numbers = f"training {adapter.num_trained:,} numbers ({4 * adapter.num_trained:,} bytes in float32)"
     where = f"over {len(adapter.paths)} modules of {bench.base.name}"
     if config.method.name == "tinylora":
-        say(f"{numbers}: u = {config.adapter.u}, {adapter.shape[0]} tie groups ({tied}) {where}; base frozen")
+        say(f"{numbers}: u = {config.adapter.u}, {config.adapter.sharing(adapter.shape[0])} {where}; base frozen")
     elif config.method.name == "full":
         say(f"{numbers}: all weights of {bench.base.name}")
     else:
