@@ -6,7 +6,8 @@ Each file NAME.jsonl.gz holds lines with condition, item and scores; "tuned" is 
 also adjusted together (Benjamini-Hochberg), as `tinylora eval --controls` does. What untrained.jsonl.gz holds is
 compared with in every file. Files CELL_s0, CELL_s1, ... are seeds of one cell and are also pooled by item (one question
 under three seeds is not three questions: `tinylora.evaluation.statistics.pooled_result`); with --against CELL, each
-other cell is compared with that one, too, over the seeds that both have.
+other cell is compared with that one, too, over the seeds that both have. Where a file has more items than
+untrained.jsonl.gz, by which the cells were compared, the others are also counted alone ("unseen").
 """
 
 import argparse
@@ -93,6 +94,11 @@ def main() -> None:
     if not files:
         raise SystemExit(f"{args.folder} holds no *.jsonl.gz")
     counted = {name: recount({**shared, **right}) for name, right in files.items()}
+    for name, right in files.items():  # items that no cell was chosen by
+        unseen = {item for item in right["tuned"] if "untrained" in shared and item not in shared["untrained"]}
+        if unseen and "untrained" in right:
+            part = {condition: {item: answers[item] for item in unseen} for condition, answers in right.items()}
+            counted[name]["unseen"] = recount(part)
     cells: dict[str, dict[int, dict[str, bool]]] = {}
     for name, right in files.items():
         if seed := re.fullmatch(r"(.*)_s(\d+)", name):
