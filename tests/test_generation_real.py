@@ -25,22 +25,15 @@ TEXTS = [
     "def fibonacci(n):",
     "1 2 3 4 5",
     "Once upon a time, in a small village by the sea,",
-    "The three primary colours are",
     "Q: What is 17 + 25?\nA:",
-    "To be, or not to be,",
     "She opened the old wooden door and",
     "A",
-    "The mitochondrion is",
     "import numpy as np\n\nx =",
-    "Dear Sir or Madam,",
-    "In 1969, the first people walked on",
 ]
 QUESTIONS = [
     "What is 7 + 8?",
     "Name a fruit that is yellow.",
-    "Write one sentence about rain.",
     "Is 91 a prime number? Explain briefly.",
-    "Translate 'good morning' into French.",
     "How many legs does a spider have?",
 ]
 
@@ -77,7 +70,7 @@ def references(smollm2: BaseModel, prompts: list[tuple[int, ...]]) -> list[Any]:
 def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(
     smollm2: BaseModel, prompts: list[tuple[int, ...]], references: list[Any], backend: str
 ) -> None:
-    assert len(prompts) == 20
+    assert len(prompts) == 13
     engine = make_engine(backend, smollm2.model, context_length=smollm2.context_length)
     params = SamplingParams(temperature=0.0, max_new_tokens=NEW_TOKENS, stop_token_ids=smollm2.stop_token_ids)
     found = engine.generate([Request(prompt_ids=prompt, params=params) for prompt in prompts])
@@ -98,7 +91,7 @@ def test_greedy_tokens_are_those_of_transformers_but_for_near_ties(
             assert len(completion.token_ids) == len(expected)
     print(f"{compared} tokens equal, {near_ties} near-ties")
     assert near_ties <= 1
-    assert compared >= 200  # some answers stop early
+    assert compared >= 120  # some answers stop early
 
 
 @dataclass(frozen=True)
@@ -117,7 +110,7 @@ class Rounded:
 @pytest.fixture(scope="module")
 def rounded(smollm2: BaseModel) -> Rounded:
     model = copy.deepcopy(smollm2.model).to(torch.bfloat16)
-    prompts = [tuple(smollm2.tokenizer(text).input_ids) for text in TEXTS[4:12]]
+    prompts = [tuple(smollm2.tokenizer(text).input_ids) for text in TEXTS[3:8]]
     fixed = tuple(smollm2.tokenizer(" the answer is that nobody knows, but many people have asked for it").input_ids)
     full, cached = [], []
     with torch.no_grad():

@@ -196,7 +196,10 @@ def test_a_run_that_never_beat_the_untrained_model_says_so(tiny_folder: Path, tm
 
     scores = run({"one": 1.0})
     assert set(scores) == {1.0}
-    assert any("at no validation was it better than the untrained model (mean reward 1.000" in text for text in said)
+    (text,) = [text for text in said if "at no validation was it better than the untrained model" in text]
+    assert "(mean reward 1.000 at best, untrained 1.000); which is the whole reward: there was nothing to gain" in text
+    run({"one": -1.0})  # always -1, of 0 at most
+    assert any("at no validation was it better" in text and "try another optim.lr, here 0.5" in text for text in said)
     scores = run({"value_only": 1.0})
     assert max(scores[1:]) > scores[0]
     assert not any("at no validation" in text for text in said)

@@ -256,9 +256,15 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     say(f"saved {folder.path / BEST} ({config.train.keep} v, step {chosen_step}); next: tinylora chat {folder.path}")
     untrained = _untrained_score(folder)
     if state.best_v is not None and untrained is not None and state.best_score <= untrained:
+        full = sum(max(0.0, weight) for weight in config.reward.values())  # scores are from 0 to 1
+        advice = (
+            "which is the whole reward: there was nothing to gain"
+            if untrained >= full - 1e-9
+            else f"before anything else try another optim.lr, here {config.optim.lr:g}"
+        )
         say(
             f"at no validation was it better than the untrained model (mean reward {state.best_score:.3f} at best, "
-            f"untrained {untrained:.3f}); before anything else try another optim.lr, here {config.optim.lr:g}"
+            f"untrained {untrained:.3f}); {advice}"
         )
     if isinstance(adapter, MethodAdapter) and config.method.name in THROUGH_PEFT:
         write_peft_adapter(folder.path / "peft", adapter, kept, base_name=config.model.name)
