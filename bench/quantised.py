@@ -180,7 +180,8 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["smollm2-135m-instruct"], help="names, folders or GGUF files")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/quantised.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/NAME.json")
+    parser.add_argument("--name", default="quantised", help="of the file that --save adds models to")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -188,7 +189,7 @@ def main() -> None:
             found = measure(*json.loads(args.child))
         print(json.dumps(found))
         return
-    path = RESULTS / "quantised.json"
+    path = RESULTS / f"{args.name}.json"
     models = json.loads(path.read_text())["models"] if path.exists() else {}  # a model at a time: it takes long
     for name in args.model:
         rows = measure_model(name, args.kinds, args.threads)
@@ -200,7 +201,7 @@ def main() -> None:
         },
         "models": models,
     }  # fmt: skip
-    finish("quantised", result, args.save, packages=("torch", "transformers", "bitsandbytes", "torchao", "peft"))
+    finish(args.name, result, args.save, packages=("torch", "transformers", "bitsandbytes", "torchao", "peft"))
 
 
 if __name__ == "__main__":
