@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tinylora.adapter.attach import adapted_paths, linear_maps, output_head_path
-from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.config import AdapterConfig, count_groups
 from tinylora.adapter.grouping import canonical_order, module_type, tie_groups
 from tinylora.adapter.quantised import quantisation, quantisation_of, stored_bytes, weight_shape
 from tinylora.errors import UserError
@@ -375,7 +375,7 @@ def format_inspection(found: Inspection, adapter: AdapterConfig) -> str:
     is_tinylora = found.method == "tinylora"
     lines = [
         f"{found.model}: {found.num_parameters:,} parameters, read from {found.source}",
-        f"{counted}u = {adapter.u}, r = {adapter.rank}, {len(found.groups)} tie groups over "
+        f"{counted}u = {adapter.u}, r = {adapter.rank}, {count_groups(len(found.groups))} over "
         f"{found.num_modules} modules; the base stays frozen"
         if is_tinylora
         else f"{counted}{found.method}; the adapter's file has some {format_bytes(found.file_bytes)}",

@@ -9,6 +9,11 @@ Tying = Literal["tiled", "structured", "all", "none"]
 BasisKind = Literal["svd", "random", "sketch", "gradient"]
 
 
+def count_groups(count: int) -> str:
+    """1 tie group, 13 tie groups."""
+    return f"{count:,} tie group{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
     """W' = W + U diag(S) (sum_i v_i P_i) V^T in every adapted module (Morris et al. 2026, arXiv:2602.04118, section 4).
@@ -40,7 +45,7 @@ class AdapterConfig:
             how = f"{self.num_groups} even chunks"
         elif self.tying in ("tiled", "structured"):
             how += f", n_tie {self.n_tie}"
-        return f"{groups:,} tie group{'' if groups == 1 else 's'} ({how})"
+        return f"{count_groups(groups)} ({how})"
 
     def __post_init__(self) -> None:
         for name in ("rank", "u", "n_tie"):

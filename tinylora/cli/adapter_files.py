@@ -101,9 +101,11 @@ def describe_json(opened: "Adapter") -> dict[str, Any]:
 
 def describe_text(opened: "Adapter") -> str:
     """An adapter in words."""
+    from tinylora.adapter.config import count_groups
+
     groups, u = opened.v.shape
     is_tinylora = opened.method.name == "tinylora"
-    what = f"({groups} tie groups x {u})" if is_tinylora else f"of {opened.method.describe()}"
+    what = f"({count_groups(groups)} x {u})" if is_tinylora else f"of {opened.method.describe()}"
     lines = [f"{opened.v.numel():,} numbers {what} in {opened.value_type}, |v| = {float(opened.v.norm()):.4g}"]
     if not is_tinylora:
         lines.append("each is how far training moved a parameter of the method from its start")
