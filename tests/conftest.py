@@ -13,6 +13,8 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTok
 
 from tinylora.generation.kernels.build import NoKernels, library
 from tinylora.models.load import BaseModel, load_base_model
+from tinylora.reporting import charts
+from tinylora.reporting.figures import Figure
 
 VOCABULARY = 259  # the 256 bytes, and three special tokens
 CHAT_TEMPLATE = (
@@ -139,6 +141,19 @@ def fresh_cache(compiled_kernels: Path | None, empty_cache: Path) -> Path:
         (empty_cache / "kernels").mkdir(parents=True)
         shutil.copy2(compiled_kernels, empty_cache / "kernels")
     return empty_cache
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures have their tables and an empty drawing: for tests of all else, as drawing is what takes a page's time."""
+
+    def table(name: str, title: str, caption: str, section: str, columns: Any, rows: Any, *_: Any, **__: Any) -> Figure:
+        return Figure(
+            name=name, title=title, caption=caption, section=section, columns=tuple(columns),
+            rows=tuple(map(tuple, rows)), svg='<svg role="img"></svg>', png=b"",
+        )  # fmt: skip
+
+    monkeypatch.setattr(charts, "draw_figure", table)
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,23 @@ def test_plain_prompt_joins_the_turns(tiny_folder: Path) -> None:
     assert base.tokenizer.decode(ids) == "add\n1 + 2 ="
 
 
+def test_the_tokenizers_remark_on_long_texts_is_not_passed_on(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = _load(tiny_folder)
+    base.tokenizer.model_max_length = 5
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    try:
+        encode_prompt(base, USER)
+        assert not caplog.records
+        base.tokenizer("a text that is longer")
+        assert "longer than the specified maximum" in caplog.text
+    finally:
+        logging.set_verbosity(before)
+
+
 def test_prompts_that_cannot_be_used(tiny_folder: Path) -> None:
     base = _load(tiny_folder)
     fits = [{"role": "user", "content": "x" * 127}]

@@ -16,6 +16,7 @@ from tinylora.reporting.outcomes import read_evaluation
 from tinylora.reporting.page import NOT_EVALUATED, write_report
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_number_on_the_page_can_be_computed_again_from_the_items(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo-001")
     page, done = report(run)
@@ -58,6 +59,7 @@ def test_every_number_on_the_page_can_be_computed_again_from_the_items(tmp_path:
     assert rows == page.numbers
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_check_above_can_fail(tmp_path: Path) -> None:
     """One item changed in the file, after the page was made, moves the expectation away from the page."""
     run = make_run(tmp_path / "demo-001")
@@ -73,6 +75,7 @@ def test_the_check_above_can_fail(tmp_path: Path) -> None:
         write_report([run])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_evidence_the_numbers_are_those_of_the_final_evaluation(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo-001", evidence=False)
     page, done = report(run)
@@ -123,6 +126,7 @@ def test_without_evidence_the_numbers_are_those_of_the_final_evaluation(tmp_path
     assert ("demo-001", "gain.total") not in page.numbers and ("demo-001", "random_0.against.lost") not in page.numbers
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_not_evaluated_has_curves_only(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run-001", evidence=False, result=False, steps=3)
     lines = read_lines(run / "metrics.jsonl")

@@ -75,6 +75,7 @@ def test_any_count_of_numbers(tmp_path: Path, numbers: int) -> None:
     assert ("and 136 more" in page.text) == (numbers == 200)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_long_table_is_beside_the_page_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "MOST_EMBEDDED_BYTES", 3000)
     page, done = report(make_run(tmp_path / "demo-001"))
@@ -98,6 +99,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
     assert "<i>7</i>" in page.text and "tinylora train <b>" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_megabyte_of_one_letter_stays_small(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo-001", num_items=20, evidence=False)
     _, plain = report(run, samples=20)
@@ -136,6 +138,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:
 # --- samples ---
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_samples_are_drawn_by_seed_and_regressions_by_how_bad_they_are(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo-001", evidence=False, num_items=200, steps=2)
     items = by_condition(run / "result_items.jsonl")
@@ -169,6 +172,7 @@ def test_samples_are_drawn_by_seed_and_regressions_by_how_bad_they_are(tmp_path:
 # --- several runs ---
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_several_seeds_are_pooled_by_item(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"demo-{i:03d}", seed=i, num_items=24, steps=5) for i in range(3)]
     rows = read_lines(runs[1] / "evidence_items.jsonl")
@@ -212,6 +216,7 @@ def test_runs_of_several_seeds_are_pooled_by_item(tmp_path: Path) -> None:
     assert len(set(page.ids)) == len(page.ids) and (done.files / "paths-3.png").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_not_the_same_is_not_pooled(tmp_path: Path) -> None:
     plain = make_run(tmp_path / "plain", num_items=12, steps=2)
     again = make_run(tmp_path / "again", num_items=12, steps=2)
@@ -232,6 +237,7 @@ def test_what_is_not_the_same_is_not_pooled(tmp_path: Path) -> None:
     assert differing == {"train.seed": [1, 2], "train.control": ["none", "shuffled"]}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name / "demo-001", seed=i, num_items=12, steps=2) for i, name in enumerate("ab")]
     page, _ = report(*runs, out=tmp_path / "x.html")

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from tinylora.errors import UserError
-from tinylora.models.quiet import quiet
 
 if TYPE_CHECKING:
     from tinylora.models.load import BaseModel
@@ -19,8 +18,8 @@ def encode_prompt(base: "BaseModel", messages: list[dict[str, str]], chat: bool 
     for an answer in the model's context.
     """
     text = _render(base, messages) if chat else "\n".join(message["content"] for message in messages)
-    with quiet():  # the tokenizer's own remark on long texts; the check below is stricter
-        ids = tuple(int(token) for token in base.tokenizer(text, add_special_tokens=not chat).input_ids)
+    # Not verbose: without the tokenizer's own remark on long texts, as the check below is stricter.
+    ids = tuple(int(token) for token in base.tokenizer(text, add_special_tokens=not chat, verbose=False).input_ids)
     if not ids:
         raise UserError(f"a prompt for {base.name} has no tokens; give it some text")
     if len(ids) >= base.context_length:

@@ -87,13 +87,15 @@ def draw_figure(
     # A label in a script that the font lacks is drawn as boxes in the PNG; that is no reason to warn or to stop.
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawing = Drawing(figsize=(width, height), layout="constrained")
+        drawing = Drawing(figsize=(width, height), dpi=72, layout="constrained")
         FigureCanvasAgg(drawing)
         axes = list(drawing.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
         draw(axes if panels > 1 else axes[0])
         if has_legend:
             drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, handlelength=1.4,
                            columnspacing=1.0, handletextpad=0.5, borderaxespad=0.1)  # fmt: skip
+        drawing.draw_without_rendering()  # which makes the layout, once for both files
+        drawing.set_layout_engine(None)
         drawing.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         drawing.savefig(png, format="png", dpi=180, facecolor="white")
     return Figure(
