@@ -20,6 +20,7 @@ import tinylora.training.train as train_module
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import evaluate
 from tinylora.evaluation.final import format_result, prompt_candidates, random_vectors, verdict
+from tinylora.evaluation.lengths import random_label, randoms_in_words
 from tinylora.reporting.metrics import read_jsonl
 from tinylora.training.adapter_file import load_vector
 from tinylora.training.run_folder import RunFolder
@@ -256,25 +257,28 @@ def test_the_final_evaluation_writes_what_the_demo_promises(tiny_folder: Path, t
         lost = sum(b and not t for b, t in zip(right["base"], right["tuned"], strict=True))
         expected = binomtest(won, won + lost).pvalue if won + lost else 1.0
         assert written[key]["p_value"] == pytest.approx(expected)
-    assert [entry["total"] for entry in written["random"]] == [4, 4]
+    assert [(entry["total"], entry["length"]) for entry in written["random"]] == [(4, 1.0), (4, 0.5)]
     assert set(written["best_prompt"]["validation"]) == {"own", "please"}
     assert written["larger_budget"]["max_new_tokens"] == 24
     assert set(written["stopped"]) == {"base", "tuned"}
     text = format_result(written)
     assert written["verdict"] in text
     assert written["decoding"] in text
+    one, half = (f"{100 * entry['correct'] / 4:.1f} %" for entry in written["random"])
+    assert f"random vectors        {one} of the same norm; {half} of 0.5 x the norm\n" in text
 
 
 def test_the_final_evaluation_gives_each_condition_its_vector(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, Any, float, int]] = []
+    lengths: list[float] = []
 
     def recording(engine: Any, base: Any, task: Any, items: Any, **options: Any) -> Any:
         v = options["v"]
         kind = "base" if v is None else "tuned" if v.flatten().tolist() == trained() else "random"
         if kind == "random":
-            assert float(v.norm()) == pytest.approx(float(np.linalg.norm(trained())), rel=1e-5)
+            lengths.append(float(v.norm()) / float(np.linalg.norm(trained())))
         seen.append((kind, items[0].question[1:3], options.get("temperature", 0.0), options["max_new_tokens"]))
         return evaluate(engine, base, task, items, **options)
 
@@ -282,8 +286,8 @@ def test_the_final_evaluation_gives_each_condition_its_vector(
         return list(read_jsonl(only_run(tmp_path / "runs") / "metrics.jsonl"))[-1]["v"]
 
     monkeypatch.setattr(final_module, "evaluate", recording)
-    settings = {"num_test": 2, "random_vectors": 2}
-    start(tiny_folder, tmp_path / "runs", train={"steps": 1}, eval=settings, generation={"temperature": 0.7})
+    settings = {"num_test": 2, "random_vectors": 5}
+    found = start(tiny_folder, tmp_path / "runs", train={"steps": 1}, eval=settings, generation={"temperature": 0.7})
     assert seen == [
         ("base", "te", 0.0, 4),
         ("tuned", "te", 0.0, 4),
@@ -291,9 +295,10 @@ def test_the_final_evaluation_gives_each_condition_its_vector(
         ("tuned", "te", 0.7, 4),
         ("base", "te", 0.0, 16),  # those that were cut off, here all
         ("base", "va", 0.0, 4),
-        ("random", "te", 0.0, 4),
-        ("random", "te", 0.0, 4),
+        *5 * [("random", "te", 0.0, 4)],
     ]
+    assert lengths == pytest.approx([1, 0.5, 0.25, 0.125, 1], rel=1e-5)
+    assert [one["length"] for one in (found.result or {})["random"]] == [1, 0.5, 0.25, 0.125, 1]
 
 
 def test_a_run_killed_before_its_final_evaluation_makes_it_on_resume(
@@ -359,6 +364,16 @@ def test_random_vectors_have_the_norm_of_v_and_differ() -> None:
     assert not torch.equal(drawn[0], drawn[1])
     assert all(torch.equal(a, b) for a, b in zip(drawn, random_vectors(v, 3, seed=5), strict=True))
     assert not torch.equal(drawn[0], random_vectors(v, 1, seed=6)[0])
+    lengths = [float(shorter.norm() / v.norm()) for shorter in random_vectors(v, 3, seed=5, lengths=(1.0, 0.25))]
+    assert lengths == pytest.approx([1, 0.25, 1], rel=1e-6)
+
+
+def test_random_vectors_in_words() -> None:
+    of = lambda correct, **more: {"correct": correct, "total": 200, **more}  # noqa: E731
+    found = randoms_in_words([of(1, length=1.0), of(30, length=0.25), of(4, length=1.0)])
+    assert found == "0.5 %, 2.0 % of the same norm; 15.0 % of 0.25 x the norm"
+    assert randoms_in_words([of(1), of(2)]) == "0.5 %, 1.0 % of the same norm"  # of a run of an earlier version
+    assert (randoms_in_words([]), random_label(2, 0.5)) == ("", "random vector 3 of 0.5 x the norm")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from torch import Tensor
 from tinylora.evaluation.account import Account, evaluation_account, linear_parameters
 from tinylora.evaluation.evaluate import ItemResult, evaluate, mean, score_text
 from tinylora.evaluation.final import BUDGET_FACTOR, prompt_candidates, random_vectors
+from tinylora.evaluation.lengths import LENGTHS, random_label
 from tinylora.models.load import encode_prompt
 from tinylora.reporting.metrics import JsonlWriter, read_jsonl
 from tinylora.roofline import linear_shapes
@@ -37,8 +38,6 @@ from tinylora.training.run_folder import write_atomically
 from tinylora.workbench import Say, Workbench
 
 ITEMS_FILE, PLAN_FILE = "evidence_items.jsonl", "evidence_plan.json"
-SHORTER = (0.5, 0.25, 0.125)
-"""Shares of the adapter's norm that shorter random vectors have."""
 CONSTANTS = 50
 """Most frequent train answers tried as a constant reply, each in CONSTANT_FORMS."""
 CONSTANT_FORMS = ("{answer}", "\\boxed{{{answer}}}", "#### {answer}", "<answer>{answer}</answer>")
@@ -158,9 +157,9 @@ class Conditions:
         return self._kept("zero", "zero", "v = 0 through the adapter path", run)
 
     def randoms(self, count: int) -> list[Condition]:
-        """Random vectors of the same norm: those of the final evaluation."""
+        """Random vectors of the same norm, and none shorter: `best_shorter` is for those."""
         return [
-            self._kept(f"random_{i}", "random", f"random vector {i + 1} of the same norm", lambda v=v: self._answer(v))  # type: ignore[misc]
+            self._kept(f"random_{i}", "random", random_label(i, 1.0), lambda v=v: self._answer(v))  # type: ignore[misc]
             for i, v in enumerate(random_vectors(self.v, count, self.bench.config.train.seed))
         ]
 
@@ -169,10 +168,8 @@ class Conditions:
         return self._best_of("best_random", "random vectors", completions, 7919, (1.0,))
 
     def best_shorter(self, completions: int) -> Condition:
-        """As many again, of SHORTER times the norm in turn: where vectors of the full norm break the model, the best of
-        them would be no opponent.
-        """
-        return self._best_of("best_shorter", "shorter random vectors", completions, 2 * 7919, SHORTER)
+        """As many again, of the shorter LENGTHS: if those of the full norm break the model, their best says little."""
+        return self._best_of("best_shorter", "shorter random vectors", completions, 2 * 7919, LENGTHS[1:])
 
     def _best_of(self, name: str, what: str, completions: int, seed: int, shares_of_norm: Sequence[float]) -> Condition:
         """`seed`: added to the run's, so that these are none of `randoms`; the lengths are taken in turn."""
@@ -180,9 +177,7 @@ class Conditions:
         lengths = [shares_of_norm[i % len(shares_of_norm)] for i in range(count)]
 
         def run() -> _Answered:
-            vectors = random_vectors(self.v, count, self.bench.config.train.seed + seed)
-            for vector, length in zip(vectors, lengths, strict=True):
-                vector *= length
+            vectors = random_vectors(self.v, count, self.bench.config.train.seed + seed, lengths)
             tried = [
                 self._answer(v, self.validation, f"vector {i + 1} of {count}, validation")
                 for i, v in enumerate(vectors)

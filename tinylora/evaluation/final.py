@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean, protocol_of
+from tinylora.evaluation.lengths import LENGTHS, random_label, randoms_in_words
 from tinylora.evaluation.plain import paired_json, share_json
 from tinylora.tasks.base import Item, Message
 from tinylora.tasks.prompt import Prompt
@@ -55,11 +56,11 @@ def prompt_candidates(config: RunConfig) -> dict[str, Callable[[Item], list[Mess
     return {name: (lambda item, p=prompt: p.messages(item.question)) for name, prompt in candidates.items()}  # type: ignore[misc]
 
 
-def random_vectors(v: Tensor, count: int, seed: int) -> list[Tensor]:
-    """`count` vectors of uniformly random direction and the norm of v."""
+def random_vectors(v: Tensor, count: int, seed: int, lengths: Sequence[float] = (1.0,)) -> list[Tensor]:
+    """`count` vectors of uniformly random direction; their norms are `lengths`, taken in turn, times that of v."""
     generator = torch.Generator().manual_seed(seed + 1_000_003)
     directions = [torch.randn(v.shape, generator=generator) for _ in range(count)]
-    return [(d / d.norm() * v.norm()).to(v.dtype) for d in directions]
+    return [(d / d.norm() * v.norm() * lengths[i % len(lengths)]).to(v.dtype) for i, d in enumerate(directions)]
 
 
 def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_trained: float = 0.0) -> dict[str, Any]:
@@ -106,9 +107,10 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
     kept["base_best_prompt"] = best_results
 
     randoms = []
-    for index, vector in enumerate(random_vectors(v, config.eval.random_vectors, config.train.seed)):
-        kept[f"random_{index}"] = drawn = measure(f"random vector {index + 1} of the same norm, greedy", vector)
-        randoms.append({"correct": int(correct(drawn).sum()), "total": len(drawn)})
+    for index, vector in enumerate(random_vectors(v, config.eval.random_vectors, config.train.seed, LENGTHS)):
+        length = LENGTHS[index % len(LENGTHS)]
+        kept[f"random_{index}"] = drawn = measure(f"{random_label(index, length)}, greedy", vector)
+        randoms.append({"correct": int(correct(drawn).sum()), "total": len(drawn), "length": length})
 
     report: dict[str, Any] = {
         "trained_numbers": v.numel(),
@@ -187,7 +189,7 @@ def verdict(result: dict[str, Any]) -> str:
             " The value-only score does not rise beyond chance: the gain is in format or stopping, not in right values."
         )
     if max((r["correct"] for r in result["random"]), default=-1) >= primary["tuned"]["correct"]:
-        text += " A random vector of the same norm does as well: do not credit the training."
+        text += " A random vector no longer than v does as well: do not credit the training."
     for key, name in (("best_prompt", "the best prompt found"), ("larger_budget", "a larger token budget")):
         against = result[key]["against_tuned"]
         if against["difference"] <= 0 or against["p_value"] >= 0.05:
@@ -215,7 +217,7 @@ def format_result(result: dict[str, Any]) -> str:
         f"  untrained, best of {len(best['validation'])} prompts ({best['name']!r}, chosen on validation)   "
         f"{share(best)}; "
         f"trained against it: {best['against_tuned']['text']}",
-        f"  random vectors of the same norm   {', '.join(share(r) for r in result['random']) or 'none'}",
+        f"  random vectors        {randoms_in_words(result['random']) or 'none'}",
         "",
     ]
     for example in result["examples"]:

@@ -9,6 +9,7 @@ from tinylora.adapter.code import fits_a_code, to_code
 from tinylora.adapter.portable import PortableAdapter
 from tinylora.adapters import Adapter
 from tinylora.errors import UserError
+from tinylora.evaluation.lengths import randoms_in_words
 from tinylora.reporting.metrics import read_jsonl
 
 UNKNOWN_LICENCE = "other"
@@ -121,7 +122,6 @@ def _measures(result: Mapping[str, Any] | None, task: str) -> list[str]:
         ("untrained with the best prompt found, against trained", result["best_prompt"]["against_tuned"]["text"]),
         ("untrained with a larger token budget, against trained", result["larger_budget"]["against_tuned"]["text"]),
     ]
-    randoms = [f"{100 * r['correct'] / r['total']:.1f} %" for r in result["random"]]
     return [
         f"On {primary['base']['total']:,} held-out items{f' of {task}' if task else ''}, untrained and trained on the "
         "same items; 95 % intervals, p by exact McNemar.",
@@ -129,7 +129,7 @@ def _measures(result: Mapping[str, Any] | None, task: str) -> list[str]:
         "| measure | result |",
         "| --- | --- |",
         *[f"| {name} | {text} |" for name, text in rows],
-        f"| random vectors of the same norm | {', '.join(randoms) or 'none tried'} |",
+        f"| random vectors | {randoms_in_words(result['random']) or 'none tried'} |",
         "",
         str(result["verdict"]),
     ]

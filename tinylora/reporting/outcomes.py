@@ -36,7 +36,7 @@ LABELS = {"strict": "strict", "value_only": "value only", "answered": "format re
 ALPHA, POWER = 0.05, 0.8
 KINDS = {
     "zero": "v = 0 through the adapter's own path",
-    "random": "random vectors of the same norm",
+    "random": "single random vectors",
     "best_random": "the best of many random vectors",
     "best_shorter": "the best of many shorter random vectors",
     "best_prompt": "the untrained model under the best of several prompts",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
+from tinylora.evaluation.lengths import random_label
 from tinylora.reporting.metrics import read_jsonl
 
 Row = dict[str, Any]
@@ -82,7 +83,7 @@ def conditions_of_result(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
     found[0]["against_tuned"] = result["primary"]
     for index, one in enumerate(result["random"]):
-        label = f"random vector {index + 1} of the same norm"
+        label = random_label(index, one.get("length", 1.0))
         found.append({"name": f"random_{index}", "kind": "random", "label": label, "strict": one})
     best, larger = result["best_prompt"], result["larger_budget"]
     found.append(

@@ -252,7 +252,7 @@ class EvalConfig:
     num_test: int = 1000
     """Test items of the final evaluation; 0 leaves it out."""
     random_vectors: int = 5
-    """Random vectors of the same norm that the final evaluation compares with."""
+    """Random vectors that the final evaluation compares with: of 1, 1/2, 1/4 and 1/8 times the norm of v, in turn."""
     prompts: tuple[dict[str, str], ...] = ()
     """Prompts (name, system, template, pattern, few_shot = yes|no) tried untrained; validation's best is a control."""
 
