@@ -110,6 +110,8 @@ def test_settings_for_eval() -> None:
         settings_for_eval(trained, "nothing")
     with pytest.raises(UserError, match="adapter settings cannot be changed"):
         check_base_kept(trained, replace(trained, adapter=AdapterConfig(rank=3)))
+    with pytest.raises(UserError, match="the method of a trained adapter cannot be changed"):
+        check_base_kept(trained, settings_for_eval(trained, overrides=["method.alpha=64"]))
 
 
 def test_both_reply_to_the_same_prompt(bench: Workbench) -> None:

@@ -4,17 +4,21 @@ import csv
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from typer.testing import CliRunner
 
 from tinylora.cli import app
 from tinylora.evaluation.statistics import wilson_interval
+from tinylora.methods.config import MethodName
 from tinylora.reporting import dial, figures
 from tinylora.reporting.figures import WIDTH
+from tinylora.training.config import TrainConfig
 
 
 def figure_(*args: str) -> Any:
@@ -43,9 +47,9 @@ def cell(name: str, numbers: int, corrects: list[int | None], algorithm: str = "
     }  # fmt: skip
 
 
-def results_file(folder: Path, *cells: Any) -> Path:
+def results_file(folder: Path, *cells: Any, name: str = "results.json") -> Path:
     share = {"correct": 60, "total": 200, "interval": list(wilson_interval(60, 200))}
-    path = folder / "results.json"
+    path = folder / name
     untrained = {"key": {"model": "m", "task": "t", "strict": share, "value_only": share}}
     path.write_text(json.dumps({"version": 1, "untrained": untrained, "cells": list(cells)}))
     return path
@@ -165,6 +169,40 @@ def test_a_run_of_two_files_is_taken_from_the_first(tmp_path: Path) -> None:
     assert [(row["cell"], row["seed"], row["strict_correct"]) for row in rows if row["state"] == "done"] == [
         ("one", "0", "70"), ("one", "1", "80"), ("two", "0", "75"),
     ]  # fmt: skip
+
+
+def test_a_cell_is_what_has_one_name_and_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one file or several, chosen or set; not another learning rate, and not another untrained model."""
+    means: list[tuple[str, list[float]]] = []
+    plot = Axes.plot
+
+    def noted(self: Axes, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("zorder") == 4 and "markersize" in kwargs:
+            means.append((str(kwargs.get("linestyle")), [float(y) for y in np.atleast_1d(args[1])]))
+        return plot(self, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    one, two, three = (cell("one", 1, [None] * seed + [60 + 20 * seed]) for seed in range(3))
+    two["runs"][1]["chosen"], two["set"] = None, ["optim.lr = 1e-1"]  # the same, written otherwise
+    three["runs"][2]["chosen"] = {"optim.lr": 0.2}
+    other = cell("one", 1, [None] * 3 + [180])
+    other["runs"][3]["untrained"] = "another machine"
+    paths = [results_file(tmp_path, one, name="a.json")]
+    paths += [results_file(tmp_path, made, name=f"{i}.json") for i, made in enumerate((two, three, other))]
+    done = figure_(*map(str, paths), "--json")
+    assert done.exit_code == 0, done.output
+    strict = means[: len(means) // 2]
+    assert sorted(y for _, ys in strict for y in ys) == pytest.approx([35, 50, 90])
+    assert json.loads(done.stdout)["not_run"] == []
+    rows = table(tmp_path / "figure.csv")
+    assert [(row["seed"], row["state"]) for row in rows] == [(str(seed), "done") for seed in range(4)]
+    assert {row["settings"] for row in rows} == {"optim.lr=0.1", "optim.lr=0.2"}
+
+
+def test_every_method_has_a_shape_and_a_name() -> None:
+    assert set(dial.SHAPES) == set(dial.NAMES) == set(get_args(MethodName))
+    assert len(set(dial.SHAPES.values())) == len(dial.SHAPES)
+    assert set(dial.ALGORITHMS) == set(get_args(get_type_hints(TrainConfig)["algorithm"]))
 
 
 def test_refused(tmp_path: Path) -> None:

@@ -99,6 +99,16 @@ def test_without_differences_in_reward_there_is_no_gradient(
         start(tiny_folder, tmp_path, Same(), adapter={"basis": "gradient"})
 
 
+def test_replies_that_are_cut_off_count_as_they_do_in_training(
+    tiny_folder: Path, tmp_path: Path, fresh_cache: Path
+) -> None:
+    one = {"generation": {"max_new_tokens": 1}, "adapter": {"basis": "gradient"}, "train": {"steps": 1}}
+    grpo = {"prompts_per_step": 2, "group_size": 4}
+    start(tiny_folder, tmp_path, grpo={**grpo, "truncated": "keep"}, **one)
+    with pytest.raises(UserError, match=r"or were cut off under grpo\.truncated = mask"):
+        start(tiny_folder, tmp_path, grpo={**grpo, "truncated": "mask"}, **one)
+
+
 def test_it_is_tinyloras_and_needs_a_run(tiny_folder: Path, tiny_llama: PreTrainedModel, fresh_cache: Path) -> None:
     with pytest.raises(UserError, match="comes from a batch of a task"):
         attach(tiny_llama, AdapterConfig(basis="gradient"))

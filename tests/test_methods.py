@@ -293,6 +293,13 @@ def test_without_peft_its_methods_say_what_to_install(
         put_on(tiny_llama, "lora")
 
 
+def test_ia3_scales_the_input_of_what_ends_an_mlp(tiny_gpt2: PreTrainedModel, tiny_llama: PreTrainedModel) -> None:
+    for model, ends in ((tiny_gpt2, "mlp.c_proj"), (tiny_llama, "mlp.down_proj")):
+        adapter = put_on(model, "ia3")
+        found = {path for path in adapter.paths if model.get_submodule(path).is_feedforward}
+        assert found == {path for path in adapter.paths if path.endswith(ends)} and found
+
+
 def test_conv1d_maps_are_found(tiny_gpt2: PreTrainedModel) -> None:
     assert any(isinstance(module, Conv1D) for module in linear_maps(tiny_gpt2).values())
 

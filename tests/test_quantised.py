@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from tinylora.adapter.attach import AttachedAdapter, attach
 from tinylora.adapter.basis import model_basis
 from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.explicit import load_explicit
 from tinylora.adapter.quantised import KINDS, dequantised, quantisation_of, weight_shape
 from tinylora.errors import UserError
 from tinylora.interop.gguf_lora import write_gguf
@@ -421,7 +422,9 @@ def test_a_checkpoint_that_is_quantised_is_not_quantised_again(folder: Path, tmp
     first = loaded(folder, "bnb-4bit")
     first.model.save_pretrained(tmp_path / "packed")
     first.tokenizer.save_pretrained(tmp_path / "packed")
-    with pytest.raises(UserError, match="is quantised already, and model.quantization = bnb-8bit"):
+    with pytest.raises(
+        UserError, match="is quantised already, and model.quantization = bnb-8bit .* method qlora to lora"
+    ):
         loaded(tmp_path / "packed", "bnb-8bit")
     ready = load_base_model(str(tmp_path / "packed"), device="cpu", dtype="float32")  # loads as it is
     assert identify(ready.model).fingerprint == identify(first.model).fingerprint
@@ -431,3 +434,26 @@ def test_a_checkpoint_that_is_quantised_is_not_quantised_again(folder: Path, tmp
 def test_four_bit_rows_that_bitsandbytes_reads_wrongly_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(UserError, match="inputs, and bitsandbytes reads 4-bit rows .* take model.quantization"):
         loaded(tiny_folder, "bnb-4bit")  # 32 and 48 inputs
+
+
+@needs_bnb
+def test_such_rows_are_refused_in_a_checkpoint_that_came_quantised(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("tinylora.models.load.refuse_broken_rows", lambda *_: None)
+        first = loaded(tiny_folder, "bnb-4bit")
+    first.model.save_pretrained(tmp_path / "packed")
+    first.tokenizer.save_pretrained(tmp_path / "packed")
+    with pytest.raises(UserError, match="inputs, and bitsandbytes reads 4-bit rows"):
+        load_base_model(str(tmp_path / "packed"), device="cpu", dtype="float32")
+
+
+@each_kind
+def test_a_basis_from_the_gradient_of_a_quantised_base(folder: Path, tmp_path: Path, kind: str) -> None:
+    config = tiny_config(folder, adapter={"basis": "gradient"}, train={"steps": 1}, generation={"max_new_tokens": 6})
+    config = replace(config, model=replace(config.model, quantization=kind))
+    done = train(config, ByteTask(), out=tmp_path / "runs", say=quiet)
+    explicit = load_explicit(done.run / "basis.safetensors")
+    assert explicit.modules[UP].U.shape == (128, 2) and explicit.modules[UP].V.shape == (64, 2)
+    assert done.v.any()

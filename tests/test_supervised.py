@@ -1,6 +1,7 @@
 """sft and rft against plain cross-entropy, and what they refuse."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_the_target_is_written_from_the_item() -> None:
     bare = Item("x", "q", "a")
     with pytest.raises(UserError, match=r"sft\.target asks for \{solution\}"):
         reference_reply(task, bare, "{solution}")
+    with pytest.raises(
+        UserError, match=r"asks for \{solutoin\}, and the question 'q' has none; it has answer, question"
+    ):
+        reference_reply(task, bare, "{solutoin}\n#### {answer}")
+    latex = "$\\frac{a}{b} \\mathrm{cm}$ {1, 2} \\boxed{{answer}}"
+    assert reference_reply(task, bare, latex) == "$\\frac{a}{b} \\mathrm{cm}$ {1, 2} \\boxed{a}"
+    told = Item("x", "q", "a", {"steps": 3, "why": "{answer}", "none": None})
+    assert reference_reply(task, told, "{steps} {why} {answer}") == "3 {answer} a"  # what is filled in stays as it is
+    with pytest.raises(UserError, match=r"asks for \{none\}"):
+        reference_reply(task, told, "{none}")
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_replies(tiny_folder: Path, fresh_cache: Path) -> None:
@@ -97,6 +108,18 @@ def test_references_that_the_scorer_calls_wrong_are_refused(
     assert not list(tmp_path.glob("*/config.toml"))
 
 
+def test_an_item_that_lacks_what_the_target_names_is_found_before_training(
+    tiny_folder: Path, tmp_path: Path, fresh_cache: Path
+) -> None:
+    class Lacking(EchoTask):
+        def items(self, split: Split) -> Sequence[Item]:
+            return [replace(item, metadata={}) if i == 7 else item for i, item in enumerate(super().items(split))]
+
+    with pytest.raises(UserError, match=r"sft\.target asks for \{solution\}, and the question 'tr7' has none"):
+        start(tiny_folder, tmp_path, Lacking(), train={"algorithm": "sft"}, sft={"target": "{solution} {answer}"})
+    assert not list(tmp_path.glob("*/config.toml"))
+
+
 def test_controls_are_rewards_and_need_grpo(tiny_folder: Path) -> None:
     with pytest.raises(UserError, match=r"train\.control must be none unless train\.algorithm is grpo"):
         tiny_config(tiny_folder, train={"algorithm": "sft", "control": "format"})
@@ -131,11 +154,12 @@ def test_rft_samples_from_the_untrained_model(
 
     seen = []
     real = module.sample_step
-    monkeypatch.setattr(module, "sample_step", lambda b, o, v: seen.append(v) or real(b, o, v))
-    done = start(tiny_folder, tmp_path, ByteTask(), train={"algorithm": "rft", "steps": 3})
+    monkeypatch.setattr(module, "sample_step", lambda b, o, v, **more: seen.append(v) or real(b, o, v, **more))
+    done = start(tiny_folder, tmp_path, ByteTask(), train={"algorithm": "rft", "steps": 3}, grpo={"refill_factor": 3.0})
     assert seen == [None] * 3
     rows = [row for row in metrics_of(done.run) if row["step"]]
     assert all(row["replies_trained"] <= 4 and row["tokens_sampled"] > 0 for row in rows)
+    assert all(row["prompts_sampled"] == 2 for row in rows)  # a group of equal rewards is no loss here: no refill
     assert all(("loss" in row) == (row["replies_trained"] > 0) for row in rows)
 
 

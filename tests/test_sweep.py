@@ -107,6 +107,7 @@ def test_the_dial_has_the_sizes_and_methods_that_it_promises() -> None:
         ({"choose": {"optim.lr": ["high"]}}, "cell 'a': recipe key optim.lr must be a number"),
         ({"choose": {"train.seed": [1]}}, "train.seed stands in choose"),
         ({"choose": {"optim.lr": [0.1], "seed": "x"}}, "choose.seed must be a whole number"),
+        ({"choose": {"prompt.system": ["a" * 300, "b"]}}, "characters, of 200 at most; make two cells of it"),
     ],
 )
 def test_refused_before_anything_runs(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -219,6 +220,55 @@ def test_validation_chooses_and_the_test_does_not(tmp_path: Path) -> None:
     failed = [RunState(folder=tmp_path, run=None) for _ in states]
     assert choose(candidates, [states[0], *failed[1:]])[0] == (("optim.lr", 0.1),)
     assert choose(candidates, failed)[0] is None
+
+
+def test_a_cell_is_labelled_by_what_was_chosen(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, choose={"method.name": ["lora", "dora"], "method.rank": [1, 32]})
+    sweep, out = load_sweep(path), tmp_path / "out"
+    driver = Driver(sweep, out, jobs=1, threads=1, say=print)
+    (cell,) = sweep.cells
+    assert driver.time_left() == "time left unknown (5 jobs, none of their kind has ended yet)"
+    for number, run in enumerate(cell.candidates()):
+        fake_run(out / run.path, 0.1, [0.0, 0.1 * number])
+    driver = Driver(sweep, out, jobs=1, threads=1, say=print)
+    driver.look()
+    (told,) = driver.results.gather(driver.states, {"a": driver.standing(cell)})["cells"]
+    assert told["chosen"] == {"method.name": "dora", "method.rank": 32}
+    assert (told["method"], told["label"]) == ("dora", "dora of rank 32")
+    plan = json.loads(tinylora_("sweep", str(path), "--out", str(out), "--dry-run", "--json").stdout)["plan"]
+    assert plan[0]["method"] == "dora"
+
+
+def test_a_candidate_that_is_tried_again_does_not_take_the_results_away(tmp_path: Path) -> None:
+    sweep = load_sweep(sweep_file(tmp_path, choose={"optim.lr": [0.1, 0.2]}))
+    (cell,) = sweep.cells
+    good, bad = cell.candidates()
+    fake_run(tmp_path / good.path, 0.1, [0.0, 0.5])
+    (tmp_path / good.path / "items.jsonl").write_text("{}\n")
+    (tmp_path / good.path / "state.json").write_text(json.dumps({"trained": True, "evaluated": True}))
+    (tmp_path / bad.path).mkdir(parents=True)
+    failed = {"stage": "training", "code": 1, "lines": ["no"]}
+    (tmp_path / bad.path / "state.json").write_text(json.dumps({"failed": failed}))
+    driver = Driver(sweep, tmp_path, jobs=1, threads=1, say=print)
+    driver.look()
+    assert [job.run.path for job in driver._jobs()] == [bad.path]
+    assert driver.choices["a"][0] is None  # it may be the better one
+    assert driver.standing(cell)[0] == (("optim.lr", 0.1),)
+    (tmp_path / good.path / "items.jsonl").unlink()  # nothing was evaluated: then nothing stands
+    driver = Driver(sweep, tmp_path, jobs=1, threads=1, say=print)
+    driver.look()
+    assert driver.standing(cell)[0] is None
+
+
+@pytest.mark.parametrize(("name", "becomes"), [("my recipe", "my-recipe"), ("sweep", "sweep-recipe"), (".x", "x")])
+def test_a_recipe_may_have_any_name(tmp_path: Path, name: str, becomes: str) -> None:
+    (tmp_path / f"{name}.toml").write_text(dump_config(load_recipe("demo")))
+    path = tmp_path / "grid.toml"
+    path.write_text(tomli_w.dumps({"recipe": f"{name}.toml", "cell": [{"name": "a"}]}))
+    sweep = load_sweep(path)
+    assert sweep.name == becomes
+    Driver(sweep, tmp_path / "out", jobs=1, threads=1, say=print, until=datetime(2020, 1, 1)).run()
+    assert check_same(sweep, tmp_path / "out")
 
 
 def test_validation_of_the_last_numbers_where_those_are_kept(tmp_path: Path) -> None:

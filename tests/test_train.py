@@ -357,13 +357,13 @@ def test_the_verdict_says_no_more_than_the_numbers() -> None:
 
 def test_random_vectors_have_the_norm_of_v_and_differ() -> None:
     v = torch.tensor([[3.0, 4.0], [0.0, 12.0]])
-    drawn = random_vectors(v, 3, seed=5)
+    drawn = list(random_vectors(v, 3, seed=5))
     for vector in drawn:
         assert float(vector.norm()) == pytest.approx(13, rel=1e-6)
         assert vector.shape == v.shape
     assert not torch.equal(drawn[0], drawn[1])
     assert all(torch.equal(a, b) for a, b in zip(drawn, random_vectors(v, 3, seed=5), strict=True))
-    assert not torch.equal(drawn[0], random_vectors(v, 1, seed=6)[0])
+    assert not torch.equal(drawn[0], next(random_vectors(v, 1, seed=6)))
     lengths = [float(shorter.norm() / v.norm()) for shorter in random_vectors(v, 3, seed=5, lengths=(1.0, 0.25))]
     assert lengths == pytest.approx([1, 0.25, 1], rel=1e-6)
 

@@ -140,9 +140,9 @@ def _head(plan: "Sweep", driver: "Driver") -> str:
 def _print_plan(plan: "Sweep", driver: "Driver", as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for cell in plan.cells:
-        config = plan.config(cell.candidates()[0])
+        chosen, _ = driver.standing(cell)
+        config = plan.config(cell.candidates()[0] if chosen is None else cell.runs(chosen)[0])
         per_step = config.grpo.prompts_per_step * config.grpo.group_size
-        chosen, _ = driver.choices[cell.name]
         runs = cell.runs(chosen) if chosen is not None else []
         rows.append({
             "name": cell.name, "method": config.method.name, "algorithm": config.train.algorithm,

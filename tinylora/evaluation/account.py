@@ -78,13 +78,21 @@ def linear_parameters(shapes: Mapping[tuple[int, int], int]) -> int:
 
 
 def training_account(
-    metrics: Sequence[Mapping[str, Any]], *, num_train: int, group_size: int, parameters: int, device: str, threads: int
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    num_train: int,
+    group_size: int,
+    parameters: int,
+    device: str,
+    threads: int,
+    all_weights: bool = False,
 ) -> Account:
     """What training cost, from the lines of metrics.jsonl.
 
     num_train: distinct train problems, which are passed through in turn, so that the first num_train prompts are
     distinct. CPU hours come from the system's count where the run has it (cpu_seconds), else from seconds times
-    threads. Validation during the run is in seconds and memory, not in tokens.
+    threads. all_weights: every weight has a gradient (method full), which is as many operations again as a forward
+    pass. Validation during the run is in seconds and memory, not in tokens.
     """
     steps = [row for row in metrics if row.get("step")]
     total = lambda name: sum(float(row.get(name) or 0) for row in steps)  # noqa: E731
@@ -92,7 +100,7 @@ def training_account(
     computed = total("tokens_computed")
     # A group's prompt is computed once for the learner; which groups had rows with a gradient is not recorded, so all
     # sampled prompts count: an upper bound.
-    flops = 2.0 * parameters * (sampled + prompts) + 4.0 * parameters * (computed + prompts)
+    flops = 2.0 * parameters * (sampled + prompts) + (6.0 if all_weights else 4.0) * parameters * (computed + prompts)
     seconds = total("seconds")
     on_cpu = device == "cpu"
     cpu = total("cpu_seconds") if any("cpu_seconds" in row for row in steps) else seconds * threads * on_cpu

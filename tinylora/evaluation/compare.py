@@ -110,6 +110,8 @@ def check_base_kept(trained: RunConfig, config: RunConfig) -> None:
     """Raises: UserError if the adapter itself was changed: its numbers have a meaning under their own settings only."""
     if config.adapter != trained.adapter:
         raise UserError("adapter settings cannot be changed for a trained adapter; leave --set adapter.* out")
+    if config.method != trained.method:
+        raise UserError("the method of a trained adapter cannot be changed; leave --set method.* out")
 
 
 def compare(

@@ -18,8 +18,9 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,11 @@ class Store:
         digest = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
         self._done: dict[str, dict[str, Any]] = {}
         if self._stored_plan().get("sha256") == digest:
-            self._done = self._stored_plan()["done"]
+            counts = Counter(row.get("condition") for row in read_jsonl(self.path)) if self.path.exists() else Counter()
+            done, size = self._stored_plan()["done"], len(plan["items"])
+            self._done = {name: told for name, told in done.items() if counts[name] == size}
+            if lost := [name for name in done if name not in self._done]:
+                say(f"{self.path.name} lacks answers of {', '.join(lost)}, which are made again")
             if self._done:
                 say(f"{len(self._done)} conditions are there already and are kept: {', '.join(self._done)}")
         self._plan = {"sha256": digest, "plan": plan}
@@ -177,14 +182,16 @@ class Conditions:
         lengths = [shares_of_norm[i % len(shares_of_norm)] for i in range(count)]
 
         def run() -> _Answered:
-            vectors = random_vectors(self.v, count, self.bench.config.train.seed + seed, lengths)
+            def vectors() -> Iterator[Tensor]:
+                return random_vectors(self.v, count, self.bench.config.train.seed + seed, lengths)
+
             tried = [
                 self._answer(v, self.validation, f"vector {i + 1} of {count}, validation")
-                for i, v in enumerate(vectors)
+                for i, v in enumerate(vectors())
             ]
             scores = [mean(one.results, "strict") for one in tried]
             best = max(range(count), key=scores.__getitem__)
-            answered = self._answer(vectors[best])
+            answered = self._answer(next(islice(vectors(), best, None)))
             details = {
                 "vectors_tried": count, "lengths": lengths, "validation": scores, "chosen": best,
                 "completions_allowed": completions,

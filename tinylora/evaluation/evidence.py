@@ -286,6 +286,7 @@ def _accounts(
         training = training_account(
             metrics, num_train=len(bench.task.items("train")), group_size=config.grpo.group_size,
             parameters=parameters, device=config.model.device, threads=config.train.num_threads,
+            all_weights=config.method.name == "full",
         )  # fmt: skip
     names = ("tokens_sampled", "prompt_tokens", "seconds", "flops", "cpu_hours", "gpu_hours")
     spent = [one.account for one in conditions if one.kind not in ("untrained", "tuned")]

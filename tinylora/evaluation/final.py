@@ -7,7 +7,7 @@ test items. Everything else stands beside it so that a reader can see where a ga
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,15 @@ def prompt_candidates(config: RunConfig) -> dict[str, Callable[[Item], list[Mess
     return {name: (lambda item, p=prompt: p.messages(item.question)) for name, prompt in candidates.items()}  # type: ignore[misc]
 
 
-def random_vectors(v: Tensor, count: int, seed: int, lengths: Sequence[float] = (1.0,)) -> list[Tensor]:
-    """`count` vectors of uniformly random direction; their norms are `lengths`, taken in turn, times that of v."""
+def random_vectors(v: Tensor, count: int, seed: int, lengths: Sequence[float] = (1.0,)) -> Iterator[Tensor]:
+    """`count` vectors of uniformly random direction; their norms are `lengths`, taken in turn, times that of v.
+
+    One at a time, as v may be all weights of a model.
+    """
     generator = torch.Generator().manual_seed(seed + 1_000_003)
-    directions = [torch.randn(v.shape, generator=generator) for _ in range(count)]
-    return [(d / d.norm() * v.norm() * lengths[i % len(lengths)]).to(v.dtype) for i, d in enumerate(directions)]
+    for index in range(count):
+        direction = torch.randn(v.shape, generator=generator)
+        yield (direction / direction.norm() * v.norm() * lengths[index % len(lengths)]).to(v.dtype)
 
 
 def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_trained: float = 0.0) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Adapter layers (Houlsby et al. 2019, arXiv:1902.00751): a bottleneck behind each block's attention and its MLP.
 
 y + W_up f(W_down y + b_down) + b_up on the output y of each, f the exact GELU. W_up and both b start at zero instead of
-near it (a departure from the paper), so that the untrained model is the base bit for bit. PEFT has no such layers.
+near it, so that the untrained model is the base bit for bit, and the layer norms, which the paper trains too, stay
+frozen: both departures from it. PEFT has no such layers.
 """
 
 import math

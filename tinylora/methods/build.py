@@ -27,8 +27,10 @@ from tinylora.methods.attached import Beside, GetBeside, MethodAdapter, Wrapped
 from tinylora.methods.bottleneck import OUTPUTS, BottleneckAdapter
 from tinylora.methods.config import ON_QUANTISED, THROUGH_PEFT, MethodConfig
 
-FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "wo")
-"""Maps that end an MLP: ia3 scales their inputs, and the outputs of all others (Liu et al. 2022, arXiv:2205.05638)."""
+FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "wo", "mlp.c_proj")
+"""Ends of paths of the maps that end an MLP: ia3 scales their inputs, and the outputs of all others. Liu et al. 2022
+(arXiv:2205.05638) scale keys, values and the input of what ends the MLP; here all maps among adapter.targets.
+"""
 
 
 def put_method_on(
@@ -141,7 +143,7 @@ def _through_peft(
     elif method.name == "vera":
         config = peft.VeraConfig(r=method.rank, projection_prng_key=seed, vera_dropout=0.0, **common)
     else:
-        ends = [path for path in targets if path.rpartition(".")[2] in FEEDFORWARD]
+        ends = [path for path in targets if f".{path}".endswith(tuple(f".{end}" for end in FEEDFORWARD))]
         config = peft.IA3Config(feedforward_modules=ends, **common)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

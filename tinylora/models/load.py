@@ -104,8 +104,9 @@ def load_base_model(
     if quantization == "none":  # quantised ones were put there, and some of them cannot be moved
         model.to(torch_device)
     elif torch_device.type == "cpu":
-        refuse_broken_rows(model, name)
         let_go_of_file(model)
+    if torch_device.type == "cpu":
+        refuse_broken_rows(model, name)  # of a checkpoint that was quantised already, too
     model.eval().requires_grad_(False)
     keep_differentiable(model)
     stops = _stop_token_ids(model, tokenizer)
@@ -159,7 +160,8 @@ def _load(
             if packed and getattr(config, "quantization_config", None):
                 raise UserError(
                     f"{source.name} is quantised already, and model.quantization = {quantization} would quantise it "
-                    "again; set it to none, or give the checkpoint that it was made from"
+                    "again; set it to none (and method qlora to lora, which is the same on such a base), or give the "
+                    "checkpoint that it was made from"
                 )
             tokenizer = AutoTokenizer.from_pretrained(folder, **code)
             model, report = AutoModelForCausalLM.from_pretrained(

@@ -3,10 +3,14 @@
 Small open marks are runs, one a seed; full ones the mean of a cell, joined by a line where a method has several sizes.
 Colour is the algorithm, shape the method. Two panels share the axis: strict, and value only. What was not run is named
 below and has its line in the CSV.
+
+A cell is what has the same name, settings and untrained model, in one file or several: its seeds that stand in another
+file belong to it; another learning rate, or the arithmetic of another machine, makes another cell.
 """
 
 import json
 import textwrap
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +23,12 @@ PANELS = (("strict", "strict"), ("value_only", "value only"))
 ALGORITHMS = {"grpo": ("RL (grpo)", LIGHT[0]), "sft": ("SFT", LIGHT[1]), "rft": ("RFT", LIGHT[2])}
 """Name and colour. Blue, orange and green of different lightness; the line's dashes tell them apart, too."""
 SHAPES = {
-    "tinylora": "o", "lora-xs": "s", "lora": "^", "dora": "v", "vera": "<", "ia3": ">", "adapter": "D", "full": "*",
+    "tinylora": "o", "lora-xs": "s", "lora": "^", "qlora": "P", "dora": "v", "vera": "<", "ia3": ">", "adapter": "D",
+    "full": "*",
 }  # fmt: skip
 NAMES = {
-    "tinylora": "TinyLoRA", "lora-xs": "LoRA-XS", "lora": "LoRA", "dora": "DoRA", "vera": "VeRA", "ia3": "IA3",
-    "adapter": "adapter layers", "full": "all weights",
+    "tinylora": "TinyLoRA", "lora-xs": "LoRA-XS", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "vera": "VeRA",
+    "ia3": "IA3", "adapter": "adapter layers", "full": "all weights",
 }  # fmt: skip
 ASIDE = 1.1
 """Algorithms at the same size stand beside each other, this factor to the left and right."""
@@ -31,7 +36,7 @@ FURTHER = 1.3
 """The runs stand this factor further out than their mean, so that none hides behind it."""
 COLUMNS = (
     "results", "cell", "method", "label", "algorithm", "state", "seed", "projection_seed", "chosen", "trained_numbers",
-    "untrained", "strict_correct", "value_only_correct", "total",
+    "untrained", "strict_correct", "value_only_correct", "total", "settings",
 )  # fmt: skip
 
 
@@ -87,17 +92,33 @@ def _key(cell: dict[str, Any], run: dict[str, Any]) -> tuple[Any, ...]:
     return cell["name"], cell["method"], cell["algorithm"], run["seed"], run["projection_seed"]
 
 
+def _settings(results: dict[str, Any], cell: dict[str, Any], run: dict[str, Any]) -> str:
+    """What a run changes in its recipe, whether it was set or chosen: `optim.lr=0.016 train.steps=40`."""
+    found = dict(one.partition("=")[::2] for one in [*results.get("set", ()), *cell.get("set", ())])
+    found = {key.strip(): _plain(value) for key, value in found.items()} | (run["chosen"] or {})
+    return " ".join(f"{key}={json.dumps(found[key])}" for key in sorted(found))
+
+
+def _plain(value: str) -> Any:
+    """A value as TOML has it, or the text itself, as --set takes both."""
+    try:
+        return tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        return value.strip()
+
+
 def _rows(paths: Sequence[Path], loaded: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Each run once: from the first file in which it is done, else from the first that names it."""
     rows = []
-    seen: set[tuple[Any, ...]] = set()
+    seen = {False: set[tuple[Any, ...]](), True: set[tuple[Any, ...]]()}
+    in_some = _done(loaded)
     for path, results in zip(paths, loaded, strict=True):
         for cell in results["cells"]:
             for run in cell["runs"]:
-                done = run["state"] == "done"
-                if _key(cell, run) in seen:
+                done, key = run["state"] == "done", _key(cell, run)
+                if key in seen[done] or (not done and key in in_some):
                     continue
-                if done:
-                    seen.add(_key(cell, run))
+                seen[done].add(key)
                 chosen = " ".join(f"{key}={value}" for key, value in (run["chosen"] or {}).items())
                 rows.append((
                     path.parent.name, cell["name"], cell["method"], cell["label"], cell["algorithm"], run["state"],
@@ -106,6 +127,7 @@ def _rows(paths: Sequence[Path], loaded: Sequence[dict[str, Any]]) -> list[tuple
                     run["untrained"] if done else None,
                     *(run[score]["tuned"]["correct"] if done else None for score, _ in PANELS),
                     run["strict"]["tuned"]["total"] if done else None,
+                    _settings(results, cell, run),
                 ))  # fmt: skip
     return rows
 
@@ -114,10 +136,15 @@ def _untrained(loaded: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {key: one for results in loaded for key, one in results["untrained"].items()}
 
 
+def _done(loaded: Sequence[dict[str, Any]]) -> set[tuple[Any, ...]]:
+    """Keys of the runs that some file has a result of."""
+    return {_key(cell, run) for results in loaded for cell in results["cells"] for run in cell["runs"]
+            if run["state"] == "done"}  # fmt: skip
+
+
 def _missing(loaded: Sequence[dict[str, Any]]) -> list[str]:
     """Cells, or seeds of them, that have no result in any of the files, with the reason."""
-    done = {_key(cell, run) for results in loaded for cell in results["cells"] for run in cell["runs"]
-            if run["state"] == "done"}  # fmt: skip
+    done = _done(loaded)
     words = []
     for results in loaded:
         for cell in results["cells"]:
@@ -181,10 +208,10 @@ def _draw_series(
     means: dict[int, tuple[float, float]] = {}
     mean_mark = {"color": colour, "marker": shape, "markersize": 6.2 * larger, "markeredgecolor": PAPER,
                  "markeredgewidth": 0.7, "zorder": 4}  # fmt: skip
-    order = {(row["results"], row["cell"]): place for place, row in reversed(list(enumerate(rows)))}
-    cells = dict.fromkeys((row["trained_numbers"], row["results"], row["cell"]) for row in rows)
-    for size, *cell in sorted(cells, key=lambda one: (one[0], order[one[1:]])):
-        own = [row for row in rows if [row["results"], row["cell"]] == cell]
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # in the order of their first rows
+    for row in rows:
+        cells.setdefault((row["cell"], row["settings"], row["untrained"], row["trained_numbers"]), []).append(row)
+    for (name, *_, size), own in sorted(cells.items(), key=lambda one: int(one[0][-1])):
         shares = [100 * row[key] / row["total"] for row in own]
         if len(shares) > 1:
             axes.plot([size * places[1]] * len(shares), shares, color=colour, linestyle="none", marker=shape,
@@ -192,7 +219,7 @@ def _draw_series(
         mean = (size * places[0], sum(shares) / len(shares))
         if size in means:
             axes.plot(*mean, linestyle="none", **mean_mark)
-            axes.annotate(short(cell[1]), mean, xytext=(6, 0), textcoords="offset points", fontsize="x-small",
+            axes.annotate(short(name), mean, xytext=(6, 0), textcoords="offset points", fontsize="x-small",
                           va="center", color=colour,
                           bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
         else:

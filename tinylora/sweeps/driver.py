@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 import tinylora
 from tinylora.errors import UserError
-from tinylora.sweeps.plan import Choice, Run, Sweep, check_same
+from tinylora.sweeps.plan import Cell, Choice, Run, Sweep, check_same
 from tinylora.sweeps.results import Results
 from tinylora.sweeps.state import (
     ITEMS,
@@ -36,6 +36,8 @@ from tinylora.training.config import RunConfig
 from tinylora.training.recipe import load_recipe
 
 Say = Callable[[str], None]
+NOTHING = RunState(folder=Path(), run=None)
+"""The state of a run that nobody has looked at."""
 LAST_LINES = 15
 """Lines of a failed child's output that are kept."""
 POLL_SECONDS = 0.2
@@ -150,10 +152,22 @@ class Driver:
         for cell in self.sweep.cells:
             for run in cell.candidates():
                 self._state(run)
-            chosen, _ = self._choose(cell.name)
+            chosen, _ = self.standing(cell)
             if chosen is not None:
                 for run in cell.runs(chosen):
                     self._state(run)
+
+    def standing(self, cell: Cell) -> tuple[Choice | None, list[dict[str, Any]]]:
+        """The choice that results tell of: what was chosen; while a candidate that had failed is tried again, what the
+        cell was evaluated with before.
+        """
+        chosen, rows = self._choose(cell.name)
+        if chosen is None:
+            candidates = cell.candidates()
+            before, _ = choose(candidates, [self._state(run) for run in candidates])
+            if before is not None and any(self._state(run).evaluated for run in cell.runs(before)):
+                return before, rows
+        return chosen, rows
 
     def _state(self, run: Run) -> RunState:
         if run.path not in self.states:
@@ -330,9 +344,8 @@ class Driver:
     # --- what is known, and what is left ---
 
     def _write(self) -> dict[str, Any]:
-        for cell in self.sweep.cells:
-            self._choose(cell.name)
-        results = self.results.gather(self.states, self.choices)
+        choices = {cell.name: self.standing(cell) for cell in self.sweep.cells}
+        results = self.results.gather(self.states, choices)
         self.results.write(results)
         return results
 
@@ -340,22 +353,24 @@ class Driver:
         """From finished jobs of the same kind; says so where there are none yet."""
         took: dict[str, list[float]] = {}
         left: dict[str, int] = {}
+
+        def count(name: str, run: Run, seconds: float | None, ended: bool) -> None:
+            key = f"{name} {kind_of(self.sweep.config(run))}"
+            if seconds is not None:
+                took.setdefault(key, []).append(seconds)
+            left[key] = left.get(key, 0) + (not ended and run.path not in self._tried)
+
         for cell in self.sweep.cells:
-            chosen, _ = self.choices.get(cell.name, (None, []))
-            config = self.sweep.config(cell.candidates()[0])
-            kind = kind_of(config)
-            runs = cell.runs(chosen) if chosen is not None else []
-            known = {run.path: run for run in [*cell.candidates(), *runs]}
-            states = [self.states[path] for path in known if path in self.states]
-            for what, name in (("train_seconds", "training"), ("eval_seconds", "evaluation")):
-                took.setdefault(f"{name} {kind}", []).extend(
-                    seconds for state in states if (seconds := getattr(state, what)) is not None
-                )
-            gone = {path for path in known if path in self._tried}
-            to_train = cell.num_trainings() - sum(s.trained for s in states) - len(gone)
-            to_judge = len(cell.seeds) * len(cell.projection_seeds) - sum(s.evaluated for s in states)
-            left[f"training {kind}"] = left.get(f"training {kind}", 0) + max(0, to_train)
-            left[f"evaluation {kind}"] = left.get(f"evaluation {kind}", 0) + max(0, to_judge - len(gone))
+            chosen, _ = self.standing(cell)
+            candidates = cell.candidates()
+            # Before anything is chosen, the runs that count are taken to be of the first candidate's kind.
+            runs = cell.runs(chosen if chosen is not None else candidates[0].chosen)
+            judged = {run.path for run in runs}
+            for run in {run.path: run for run in [*candidates, *runs]}.values():
+                state = self.states.get(run.path, NOTHING)
+                count("training", run, state.train_seconds, state.trained)
+                if run.path in judged:
+                    count("evaluation", run, state.eval_seconds, state.evaluated)
         return left_in_words(took, left, self.jobs)
 
 

@@ -41,6 +41,8 @@ OURS = {
     "eval.num_test": "evaluate.num_items",
 }
 """Settings that a sweep makes itself, and by what."""
+LONGEST_NAME = 200
+"""Characters of a folder's name; file systems take 255 bytes at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +116,8 @@ class Sweep:
     """The recipe with the sweep's `set`: what every cell starts from."""
     num_items: int
     cells: tuple[Cell, ...]
+    set: tuple[str, ...] = ()
+    """The changes of every cell, which `base` has already."""
 
     def config(self, run: Run) -> RunConfig:
         """A run's settings. Raises: UserError as a recipe's own reading does."""
@@ -175,7 +179,11 @@ def _sweep(table: dict[str, Any], path: Path) -> Sweep:
         if cell.name.casefold() in seen:  # folders of one name, on some disks
             raise UserError(f"two cells are named {cell.name!r}; a cell's name is its folder, so give each its own")
         seen.add(cell.name.casefold())
-    sweep = Sweep(name=Path(recipe).stem, base=base, num_items=num_items, cells=cells)
+    # Run folders are called after it; "sweep.toml" is the folder's own.
+    name = re.sub(r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]", "-", Path(recipe).stem).lstrip("-") or "recipe"
+    sweep = Sweep(
+        name="sweep-recipe" if name == "sweep" else name, base=base, num_items=num_items, cells=cells, set=changes
+    )
     for cell in cells:
         _check_cell(sweep, cell)
     return sweep
@@ -188,6 +196,11 @@ def _check_cell(sweep: Sweep, cell: Cell) -> None:
     if len(folders) < len(candidates):
         raise UserError(f"cell {cell.name!r}: choose has values that cannot be told apart in a folder's name")
     for run in [*candidates, *cell.runs(candidates[0].chosen)]:
+        if len(folder := Path(run.path).name) > LONGEST_NAME:
+            raise UserError(
+                f"cell {cell.name!r}: values under choose name a folder, and {folder[:60]}... has {len(folder)} "
+                f"characters, of {LONGEST_NAME} at most; make two cells of it, with set in place of choose"
+            )
         try:
             sweep.config(run)
         except UserError as error:

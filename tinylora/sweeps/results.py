@@ -44,6 +44,7 @@ class Results:
         return {
             "version": VERSION,
             "recipe": self.sweep.name,
+            "set": list(self.sweep.set),
             "num_items": self.sweep.num_items,
             "untrained": self._untrained,
             "cells": cells,
@@ -63,9 +64,9 @@ class Results:
     def _cell(
         self, cell: Cell, states: Mapping[str, RunState], chosen: Choice | None, candidates: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        config = self.sweep.config(cell.candidates()[0])
         # Before anything is chosen the runs that count have no name yet; they are listed under the first candidate's.
         runs = cell.runs(chosen if chosen is not None else cell.candidates()[0].chosen)
+        config = self.sweep.config(runs[0])
         rows = []
         for run in runs:
             state = states.get(run.path) if chosen is not None else None

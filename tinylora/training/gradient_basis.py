@@ -21,6 +21,7 @@ from tinylora.adapter.attach import AttachedAdapter, attach_explicit, linear_map
 from tinylora.adapter.explicit import FILE, ExplicitFactors, ExplicitModule, load_explicit, save_explicit
 from tinylora.adapter.grouping import tie_groups
 from tinylora.adapter.projection import projection
+from tinylora.adapter.quantised import weight_shape
 from tinylora.errors import UserError
 from tinylora.methods.engine import engine_for
 from tinylora.training.advantages import group_advantages
@@ -81,7 +82,7 @@ def gradient_directions(
     generator = torch.Generator().manual_seed(seed)
     thin: dict[str, Tensor] = {}
     for path, module in maps.items():
-        out, inner = _shape(module)
+        out, inner = weight_shape(module)
         width = min(rank + OVERSAMPLING, out, inner)
         thin[path] = torch.randn(inner, width, generator=generator).to(next(module.parameters()).device)
 
@@ -116,12 +117,6 @@ def gradient_directions(
     return found
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    first, second = weight.shape
-    return (first, second) if isinstance(module, nn.Linear) else (second, first)
-
-
 def _orthogonal(Y: Tensor) -> Tensor:
     return torch.linalg.qr(Y.double())[0].float()
 
@@ -135,12 +130,14 @@ def _explicit(bench: Workbench, say: Say) -> ExplicitFactors:
     rows, weights = [], []
     for index, group in enumerate(groups):
         for place, completion in enumerate(group.completions):
-            if float(advantages[index, place]):
+            trained = completion.finish_reason == "stop" or config.grpo.truncated != "mask"  # as in grpo.py
+            if trained and float(advantages[index, place]):
                 rows.append(Row(index, group.prompt_ids, completion.token_ids))
                 weights.append(float(advantages[index, place]))
     if not rows:
         raise UserError(
-            "adapter.basis = gradient needs a batch in which rewards differ, and every prompt's replies got the same; "
+            "adapter.basis = gradient needs a batch in which rewards differ, and every prompt's replies got the same, "
+            "or were cut off under grpo.truncated = mask; "
             "try an easier task, a larger generation.temperature or grpo.group_size, or basis = svd"
         )
     total = sum(len(row.token_ids) for row in rows)

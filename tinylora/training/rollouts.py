@@ -101,8 +101,8 @@ def shuffled(rewards: Sequence[float], seed: int, position: int) -> list[float]:
     return [rewards[int(i)] for i in order]
 
 
-def sample_step(bench: Workbench, order: DataOrder, v: Tensor | None) -> Rollouts:
-    """Sample one step's groups under v; None is the untrained model.
+def sample_step(bench: Workbench, order: DataOrder, v: Tensor | None, *, refill: bool = True) -> Rollouts:
+    """Sample one step's groups under v; None is the untrained model. Without refill, prompts_per_step and no more.
 
     Groups whose rewards are all equal carry no gradient; they are replaced by new prompts until refill_factor times
     prompts_per_step prompts were sampled. What is missing then is filled up with such groups, which count in the step's
@@ -119,7 +119,7 @@ def sample_step(bench: Workbench, order: DataOrder, v: Tensor | None) -> Rollout
     stops = config.generation.stop_strings
     should_stop = stop_at(bench.base, stops)
     wanted = config.grpo.prompts_per_step
-    most = max(wanted, int(config.grpo.refill_factor * wanted))
+    most = max(wanted, int(config.grpo.refill_factor * wanted)) if refill else wanted
     sampled: list[Group] = []
     started = time.perf_counter()
     while True:

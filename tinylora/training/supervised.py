@@ -3,10 +3,11 @@
 Both minimise the mean negative log-probability of the tokens of whole replies, stop token included, at temperature 1.
 rft (rejection sampling fine-tuning, Yuan et al. 2023, arXiv:2308.01825) samples from the untrained model, keeps the
 distinct replies that are right and finished, and learns from them; where the paper samples everything before training,
-each step here samples its own prompts, from the same untrained model.
+each step here samples its own prompts, from the same untrained model, and distinct means within a prompt's group.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,37 +26,44 @@ from tinylora.workbench import Say, Workbench
 
 LOOKED_AT = 64
 """Reference replies that are scored before a run."""
+PLACE = re.compile(r"(\\[A-Za-z]+(?:\{[^{}]*\})*)?\{([A-Za-z_]\w*)\}")
+"""A name in braces, and the LaTeX command in front of it, if there is one."""
 
 
 def reference_reply(task: Task, item: Item, template: str) -> str:
     """The reply that sft learns: `template` with {question} (the user's last turn), {answer} and {NAME} of what the
     item brings beside them, such as {solution}.
 
+    The argument of a LaTeX command, as in \\mathrm{cm}, is no name; \\boxed{{answer}} is one in an argument.
     Raises: UserError for a name that the item does not have.
     """
-    question = task.prompt(item)[-1]["content"]
-    known = {**{key: value for key, value in item.metadata.items() if isinstance(value, str)}, "answer": item.answer}
-    text = template.replace("{question}", question)
-    for name, value in known.items():
-        text = text.replace("{" + name + "}", value)
-    for name in ("answer", "solution"):
-        if "{" + name + "}" in text and "{" + name + "}" in template and name not in known:
+    plain = {key: str(value) for key, value in item.metadata.items() if isinstance(value, (str, int, float))}
+    known = {**plain, "answer": item.answer, "question": task.prompt(item)[-1]["content"]}
+
+    def value(match: re.Match[str]) -> str:
+        command, name = match.groups()
+        if name not in known:
+            if command:
+                return match[0]
             raise UserError(
                 f"sft.target asks for {{{name}}}, and the question {shorten(item.question, 80)} has none; it has "
                 f"{', '.join(sorted(known))}"
             )
-    return text
+        return (command or "") + known[name]
+
+    return PLACE.sub(value, template)
 
 
 def check_references(bench: Workbench, say: Say) -> None:
-    """Score the first reference replies as if the model had given them.
+    """Write every reference reply, and score the first ones as if the model had given them.
 
-    Raises: UserError if none is right: the model would learn to be wrong. Says so where some are.
+    Raises: UserError if an item lacks what sft.target names, or no reply is right: the model would learn to be wrong.
+    Says so where some are.
     """
     task, config = bench.task, bench.config
     assert task is not None
-    items = task.items("train")[:LOOKED_AT]
-    replies = [reference_reply(task, item, config.sft.target) for item in items]
+    every = [reference_reply(task, item, config.sft.target) for item in task.items("train")]  # none lacks a name
+    items, replies = task.items("train")[:LOOKED_AT], every[:LOOKED_AT]
     right = sum(task.score(item, reply).get("strict", 0.0) >= 1 for item, reply in zip(items, replies, strict=True))
     if not right:
         raise UserError(

@@ -290,7 +290,7 @@ def _learn(bench: Workbench, learner: Learner, state: _State, record: dict[str, 
         record |= supervised_step(learner, rows, state.v, state.optimizer, config, state.step).metrics()
         return None
     is_rft = config.train.algorithm == "rft"
-    rollouts = sample_step(bench, state.order, None if is_rft else state.v.detach().clone())
+    rollouts = sample_step(bench, state.order, None if is_rft else state.v.detach().clone(), refill=not is_rft)
     record |= _rollout_metrics(rollouts, bench)
     record |= {
         "rollout_seconds": rollouts.seconds,
