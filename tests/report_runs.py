@@ -69,7 +69,7 @@ def make_run(
     if result:
         _write_result(path, answers, numbers, seed)
     if evidence:
-        _write_evidence(path, answers, numbers, label, rows)
+        _write_evidence(path, answers, numbers, float(v.norm()), label, rows)
     return path
 
 
@@ -129,7 +129,9 @@ def _metrics(config: RunConfig, numbers: int, steps: int) -> list[dict[str, Any]
     return rows
 
 
-def _write_evidence(path: Path, answers: Answers, numbers: int, label: str, rows: list[dict[str, Any]]) -> None:
+def _write_evidence(
+    path: Path, answers: Answers, numbers: int, norm: float, label: str, rows: list[dict[str, Any]]
+) -> None:
     num_items = len(answers["tuned"])
     account = Account(tokens_sampled=1200, prompt_tokens=600, seconds=3.5, flops=2.5e12)
     details: dict[str, dict[str, Any]] = {
@@ -166,7 +168,7 @@ def _write_evidence(path: Path, answers: Answers, numbers: int, label: str, rows
     meta = {
         "run": str(path), "model": "a model", "task": "jsonl", "protocol": "1f" * 8, "num_items": num_items,
         "decoding": {"max_new_tokens": 64, "temperature": 0.0, "seed": 0}, "trained_numbers": numbers,
-        "v_norm": 0.2, "seed": 0, "projection_seed": 0,
+        "v_norm": norm, "seed": 0, "projection_seed": 0,
     }  # fmt: skip
     accounts = {"training": training.to_json(), "controls": account.to_json()}
     found = assemble(conditions, meta=meta, side_effects=side_effects, account=accounts, prices=Prices())

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tinylora
@@ -263,7 +265,30 @@ def test_eval_prints_a_table_or_json(run: Path) -> None:
     assert {"strict", "value_only", "stopped"} <= set(told)
 
 
-def test_eval_writes_items_and_takes_the_untrained_models_from_a_file(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--items", "{tmp}"), "cannot write {tmp} (Is a directory); choose another place"),
+        (("--items", "{tmp}/file/x.jsonl"), "cannot write {tmp}/file/x.jsonl ("),
+        (("--untrained", "{tmp}/file/x.jsonl"), "cannot write {tmp}/file/x.jsonl ("),
+        (("--controls", "--out", "{tmp}/file"), "cannot write {tmp}/file/evidence.json ("),
+        (("--samples", "2", "--num-items", "-3"), "--num-items must be at least 1, or 0"),
+    ],
+)
+def test_eval_finds_out_first_where_it_cannot_write(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], sentence: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    if "--samples" not in words:
+        monkeypatch.setattr("tinylora.workbench.open_workbench", lambda *args, **options: pytest.fail("loaded"))
+    result = tinylora_("eval", str(run), *(word.format(tmp=tmp_path) for word in words))
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert sentence.format(tmp=tmp_path) in result.stderr.splitlines()[-1]
+
+
+def test_eval_writes_items_and_takes_the_untrained_models_from_a_file(
+    run: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
     items, untrained = tmp_path / "out" / "items.jsonl", tmp_path / "untrained.jsonl"
     words = ("eval", str(run), "--num-items", "5", "--items", str(items), "--untrained", str(untrained), "--json")
     first = tinylora_(*words)
@@ -286,6 +311,18 @@ def test_eval_writes_items_and_takes_the_untrained_models_from_a_file(run: Path,
     untrained.write_text(untrained.read_text().replace('"base": "', '"base": "ff'))
     other = tinylora_(*words)
     assert other.exit_code == 2 and "holds replies to something else (base" in other.stderr
+    # Nor for another base that the same adapter is put on.
+    untrained.unlink()
+    assert tinylora_(*words).exit_code == 0
+    copy = shutil.copytree(tiny_folder, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    save_file(
+        {k: v * 1.01 if "down_proj" in k else v for k, v in tensors.items()},
+        copy / "model.safetensors",
+        {"format": "pt"},
+    )
+    other = tinylora_(*words, "--model", str(copy), "--other-base")
+    assert other.exit_code == 2 and "holds replies to something else (base" in other.stderr, other.output
     refused = tinylora_("eval", str(run), "--items", str(items), "--samples", "2")
     assert refused.exit_code == 2 and "--items and --untrained go with one reply an item" in refused.stderr
 

@@ -1,5 +1,6 @@
 """The paired comparison against statsmodels, and the workflow on a tiny model."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,19 @@ from statsmodels.stats.proportion import proportion_confint
 from tinylora.adapter.config import AdapterConfig
 from tinylora.chat import Reply, ReplyPair, format_pair, reply_pair
 from tinylora.errors import UserError
-from tinylora.evaluation.compare import check_base_kept, compare, from_results, settings_for_eval
+from tinylora.evaluation.compare import (
+    check_base_kept,
+    check_held_out,
+    compare,
+    from_results,
+    other_protocol,
+    settings_for_eval,
+)
 from tinylora.evaluation.evaluate import ItemResult, evaluate
 from tinylora.generation.types import Completion, Request
+from tinylora.tasks.build import build_task
 from tinylora.training.config import GenerationConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig, TrainConfig
+from tinylora.training.recipe import load_recipe
 from tinylora.workbench import Workbench, open_workbench
 
 
@@ -104,7 +114,17 @@ def test_settings_for_eval() -> None:
     assert same.task == settings_for_eval(trained, trained.task.name).task == trained.task
     other = settings_for_eval(trained, "gsm8k", ["task.scorer=boxed"])
     assert (other.task.name, other.task.options, other.task.scorer) == ("gsm8k", {}, "boxed")
-    assert (other.model.name, other.prompt) == ("a/b", trained.prompt)
+    # Its prompt and budget were made for other questions.
+    assert (other.model.name, other.prompt.system, other.generation.max_new_tokens) == ("a/b", "", 512)
+    demo = load_recipe("demo")
+    for task in ("gsm8k", "jsonl", "reasoning_gym:bitwise_arithmetic", "banking77"):
+        there = settings_for_eval(demo, task)
+        assert demo.prompt.pattern and not there.prompt.pattern and not there.prompt.few_shot
+    assert other_protocol(demo, settings_for_eval(demo)) == []
+    changes = ["task.test_share=0.5", "prompt.system=x", "generation.max_new_tokens=3", "optim.lr=1"]
+    assert other_protocol(demo, settings_for_eval(demo, overrides=changes)) == [
+        "task.test_share", "prompt.system", "generation.max_new_tokens"
+    ]  # fmt: skip
     assert settings_for_eval(trained, "demo").prompt != trained.prompt  # a recipe brings its prompt
     with pytest.raises(UserError, match="no recipe is named 'nothing'"):
         settings_for_eval(trained, "nothing")
@@ -112,6 +132,26 @@ def test_settings_for_eval() -> None:
         check_base_kept(trained, replace(trained, adapter=AdapterConfig(rank=3)))
     with pytest.raises(UserError, match="the method of a trained adapter cannot be changed"):
         check_base_kept(trained, settings_for_eval(trained, overrides=["method.alpha=64"]))
+
+
+def test_questions_of_training_are_no_test_items(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    rows = [{"question": f"{a} + {b}", "answer": str(a + b)} for a in range(9) for b in range(9)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trained = RunConfig(task=TaskConfig(name="jsonl", path=str(file), test_share=0.25))
+    config = settings_for_eval(trained, overrides=["task.test_share=0.6"])
+    before, now = (build_task(one.task, one.prompt) for one in (trained, config))
+    known = {item.question for item in now.items("test")} - {item.question for item in before.items("test")}
+    said: list[str] = []
+    with pytest.raises(UserError, match=f"{len(known)} of these {len(now.items('test'))} test items are among those"):
+        check_held_out(trained, config, now.items("test"), said.append)
+    check_held_out(trained, config, [item for item in now.items("test") if item.question not in known], said.append)
+    check_held_out(trained, trained, before.items("test"), said.append)
+    check_held_out(trained, settings_for_eval(trained, "writing"), now.items("test"), said.append)
+    assert not said
+    file.rename(tmp_path / "moved.jsonl")
+    check_held_out(trained, config, now.items("test"), said.append)
+    assert "whether the run was trained on these test items is not known" in said[0]
 
 
 def test_both_reply_to_the_same_prompt(bench: Workbench) -> None:

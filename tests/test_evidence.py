@@ -16,16 +16,18 @@ from tiny_run import ByteTask, quiet, start, tiny_config
 from typer.testing import CliRunner
 
 import tinylora.evaluation.conditions as conditions_module
+from tinylora.adapter.explicit import ExplicitFactors
 from tinylora.adapters import Adapter, open_adapter
 from tinylora.cli import app
 from tinylora.errors import UserError
 from tinylora.evaluation.account import Account, Prices, gain_curve, priced, training_account
 from tinylora.evaluation.conditions import Condition
 from tinylora.evaluation.evaluate import ItemResult, evaluate
-from tinylora.evaluation.evidence import EvidenceOptions, assemble, gather_evidence
+from tinylora.evaluation.evidence import EvidenceOptions, assemble, check_control, gather_evidence
 from tinylora.evaluation.sampled import compare_samples
 from tinylora.evaluation.side_effects import read_text, text_effect
 from tinylora.evaluation.verdict import evidence_verdict, format_evidence
+from tinylora.methods.config import MethodConfig
 from tinylora.reporting.metrics import read_jsonl
 from tinylora.training.rollouts import reward, shuffled
 from tinylora.training.train import resume, train
@@ -48,7 +50,7 @@ def bench(run: Path) -> Workbench:
 
 
 def gather(bench: Workbench, run: Path, **options: Any) -> dict[str, Any]:
-    return gather_evidence(bench, open_adapter(run), run, EvidenceOptions(**options), quiet)
+    return gather_evidence(bench, open_adapter(run), run, EvidenceOptions(**options), quiet, run=run)
 
 
 def test_every_number_can_be_computed_again_from_the_items(bench: Workbench, run: Path) -> None:
@@ -161,6 +163,8 @@ def test_a_stopped_evaluation_goes_on(bench: Workbench, run: Path, monkeypatch: 
     gather(bench, run, num_items=3)  # another plan
     assert calls > before
     assert {row["condition"] for row in read_jsonl(run / "evidence_items.jsonl")} >= {"untrained", "constant"}
+    old = [json.loads(line) for line in (run / "evidence_items.jsonl.old").read_text().splitlines()]
+    assert len({row["item_id"] for row in old}) == 12 and (run / "evidence.json.old").exists()
 
 
 def result(i: int, strict: float, text: str = "t", **changes: Any) -> ItemResult:
@@ -305,6 +309,60 @@ def test_a_control_of_another_adapter_is_refused(bench: Workbench, run: Path) ->
     evidence = gather(bench, run, trained=(control,))
     twin = next(one for one in evidence["conditions"] if one["kind"] == "trained_control")
     assert twin["against_tuned"]["won"] == twin["against_tuned"]["lost"] == 0
+    assert control.fingerprint is not None and control.check
+    others = {
+        "another base": replace(control, fingerprint=replace(control.fingerprint, weights=b"other567")),
+        "another basis": replace(control, check=b"else"),
+        "another adapter": replace(control, run=replace(bench.config, method=MethodConfig(name="lora"))),
+    }
+    for what, other in others.items():
+        with pytest.raises(UserError, match=what):
+            gather(bench, run, trained=(other,))
+
+
+def test_a_control_on_a_basis_of_its_own_is_refused(run: Path) -> None:
+    here = open_adapter(run)
+    explicit = ExplicitFactors(v=here.v, modules={}, origin="gradient")
+    mine, other = (replace(here, config=None, explicit=explicit, folder=Path(name)) for name in ("a", "b"))
+    with pytest.raises(UserError, match="is on a basis of its own run"):
+        check_control(mine, other)
+    check_control(mine, mine)
+
+
+def test_a_control_more_leaves_the_others_as_they_are(
+    bench: Workbench, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gather(bench, run)
+    asked: list[Any] = []
+
+    def counted(*args: Any, **kwargs: Any) -> list[ItemResult]:
+        asked.append(kwargs["v"])
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(conditions_module, "evaluate", counted)
+    first = replace(open_adapter(run), label="first")
+    second = replace(first, v=first.v + 0.5)
+    for control in (first, second, second):
+        evidence = gather(bench, run, trained=(control,))
+    assert [v.tolist() for v in asked] == [first.v.tolist(), second.v.tolist()]
+    rows = [row for row in read_jsonl(run / "evidence_items.jsonl") if row["condition"] == "trained:none"]
+    share = next(one["strict"] for one in evidence["conditions"] if one["kind"] == "trained_control")
+    assert (sum(row["strict"] >= 1 for row in rows), len(rows)) == (share["correct"], 12)
+
+
+def test_another_task_that_cannot_be_asked_is_told_first(
+    bench: Workbench, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any, **kwargs: Any) -> list[ItemResult]:
+        pytest.fail("hours were spent")
+
+    monkeypatch.setattr(conditions_module, "evaluate", never)
+    with pytest.raises(UserError, match="no recipe is named 'nothing'"):
+        gather(bench, run, also=("nothing",))
+    recipe = tmp_path / "other.toml"
+    recipe.write_text('[task]\nname = "reasoning_gym:chain_sum"\nnum_items = 60\n[prompt]\npattern = "xyz(.*)"\n')
+    with pytest.raises(UserError, match=r"prompt\.pattern .* does not match"):
+        gather(bench, run, also=(str(recipe),))
 
 
 def test_samples(bench: Workbench, run: Path) -> None:
@@ -347,8 +405,14 @@ def test_controls_on_the_command_line(run: Path) -> None:
     file = run.parent / "sums.jsonl"
     file.write_text("".join(f'{{"question": "{a} + {b}", "answer": "{a + b}"}}\n' for a in range(8) for b in range(8)))
     task = ["--task", "jsonl", "--set", f"task.path={file}", "--num-items", "6"]
-    done = CliRunner().invoke(app, ["eval", str(run), *task, "--controls", "--price", "0.05"])
+    out = run.parent / "elsewhere"
+    done = CliRunner().invoke(app, ["eval", str(run), *task, "--controls", "--price", "0.05", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "best constant reply" in done.output and "core hours" in done.output
-    evidence = json.loads((run / "evidence.json").read_text())
+    evidence = json.loads((out / "evidence.json").read_text())
     assert evidence["num_items"] == 6 and evidence["account"]["controls"]["money"] is not None
+    # What training drew is the run's, wherever this is written.
+    assert {"best_random", "best_shorter"} <= {one["kind"] for one in evidence["conditions"]}
+    assert evidence["account"]["training"] is not None and evidence["run"] == str(run)
+    into = CliRunner().invoke(app, ["eval", str(run), *task, "--controls"])
+    assert into.exit_code == 2 and "and task.name, task.path, generation.max_new_tokens are not as in" in into.output

@@ -76,6 +76,8 @@ def _edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path]
         (_edit("evidence.json", lambda told: told.update(format=2)), "has format 2, this version reads 1"),
         (_edit("evidence.json", lambda told: told.pop("verdict")), "evidence.json lacks 'verdict'"),
         (_edit("evidence.json", lambda told: told["conditions"].pop(0)), "evidence.json lacks 'untrained'"),
+        (_edit("evidence.json", lambda told: told.update(v_norm=9.5)), "is of other numbers than the run's adapter."),
+        (_edit("result.json", lambda told: told.update(v_norm=9.5)), "result.json is of other numbers than the run's"),
         (_edit("evidence.json", lambda told: told.update(conditions=7)), "evidence.json does not hold what it should"),
         (_edit("evidence.json", lambda told: told.update(gain=[1])), "evidence.json does not hold what it should"),
         (_edit("evidence.json", lambda told: told.update(account={"training": 1})), "evidence.json does not hold"),

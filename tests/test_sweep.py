@@ -106,6 +106,8 @@ def test_the_dial_has_the_sizes_and_methods_that_it_promises() -> None:
         ({"choose": {"optim.rate": [0.1]}}, "cell 'a': unknown key 'rate' in section [optim]"),
         ({"choose": {"optim.lr": ["high"]}}, "cell 'a': recipe key optim.lr must be a number"),
         ({"choose": {"train.seed": [1]}}, "train.seed stands in choose"),
+        ({"choose": {"reward.value_only": [0.0, 1.0]}}, "choose reward.value_only: its values would be judged by"),
+        ({"choose": {"task.test_share": [0.1, 0.2]}}, "choose task.test_share: its values would be judged by"),
         ({"choose": {"optim.lr": [0.1], "seed": "x"}}, "choose.seed must be a whole number"),
         ({"choose": {"prompt.system": ["a" * 300, "b"]}}, "characters, of 200 at most; make two cells of it"),
     ],

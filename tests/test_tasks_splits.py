@@ -118,6 +118,20 @@ def test_own_scorer_of_a_reasoning_gym_task():
     assert tagged.score(item, f"it is {item.answer}")["value_only"] == 1.0
 
 
+def test_a_reply_that_a_reasoning_gym_rule_cannot_read_is_wrong(monkeypatch):
+    task = gym("prime_factorization", scorer="reasoning-gym", num_items=60)
+    item = task.items("train")[0]
+    assert task.score(item, item.answer)["strict"] == 1.0
+    assert task.score(item, "The answer is 5 × 7") == {"strict": 0.0, "value_only": 0.0, "task_score": 0.0}
+
+    def broken(*args):
+        raise KeyError("lost")
+
+    monkeypatch.setattr(type(task.scorer._source._dataset), "score_answer", broken)
+    with pytest.raises(Exception, match="lost"):
+        task.score(item, "5")  # the rule takes nothing any more, and that is no wrong answer
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

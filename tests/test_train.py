@@ -315,6 +315,56 @@ def test_a_run_killed_before_its_final_evaluation_makes_it_on_resume(
     assert found.result["random"] == []
 
 
+@pytest.mark.parametrize("call", [2, 5, 7])
+def test_a_final_evaluation_that_is_killed_goes_on_where_it_was(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    settings = {"num_test": 4, "random_vectors": 2}
+    whole = start(tiny_folder, tmp_path / "whole", train={"steps": 1}, eval=settings)
+    assert not list(whole.run.glob("*.part"))
+    calls = 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Crash
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(final_module, "evaluate", counted)
+    with pytest.raises(Crash):
+        start(tiny_folder, tmp_path / "runs", train={"steps": 1}, eval=settings)
+    run = only_run(tmp_path / "runs")
+    part = run / "result_items.jsonl.part"
+    with part.open("a") as lines:  # and within a line, of a part that is not whole
+        lines.write(part.read_text().splitlines()[0].replace('"part": "', '"part": "x') + '\n{"plan": "')
+    found = resume(run, task=ByteTask(), say=quiet)
+    assert calls == 1 + 8  # nothing that was finished is asked again
+    assert read_jsonl(run / "result_items.jsonl") == read_jsonl(whole.run / "result_items.jsonl")
+    assert found.result is not None and whole.result is not None
+    assert found.result["verdict"] == whole.result["verdict"] and not part.exists()
+
+
+def test_a_larger_budget_than_the_cache_holds_is_cut(tiny_folder: Path, tmp_path: Path) -> None:
+    """Else a run would train to its end and could never be evaluated."""
+    budget = {"max_new_tokens": 60, "kv_budget_gib": 1e-4}
+    settings = tiny_config(
+        tiny_folder, train={"steps": 1}, generation=budget, eval={"num_test": 2, "random_vectors": 0}
+    )
+    found = train(settings, ByteTask(), out=tmp_path, say=quiet)
+    assert found.result is not None
+    tokens = found.result["larger_budget"]["max_new_tokens"]
+    assert 60 < tokens < 240
+    assert f"{tokens} tokens instead of 60 (all that generation.kv_budget_gib holds)" in format_result(found.result)
+
+
+@pytest.mark.parametrize("names", [("own",), ("a", "a")])
+def test_prompts_of_one_name_are_refused(tiny_folder: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    prompts = tuple({"name": name} for name in names)
+    with pytest.raises(UserError, match=f"has the name {names[-1]!r}, which"):
+        start(tiny_folder, tmp_path / "runs", eval={"prompts": prompts})
+
+
 def paired(base: int, tuned: int, p_value: float) -> dict[str, Any]:
     difference = (tuned - base) / 100
     return {

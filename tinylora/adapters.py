@@ -54,6 +54,8 @@ class Adapter:
     value_type: ValueType = "float32"
     is_own: bool = False
     """Whether it lies in a run folder of this machine, whose settings may say what code to run; a file's may not."""
+    folder: Path | None = None
+    """The run that it lies in: its metrics tell what training drew. None where it is not in one, or a code."""
 
     @property
     def method(self) -> MethodConfig:
@@ -125,6 +127,15 @@ def open_adapter(reference: str | Path) -> Adapter:
 
     Raises: UserError, one sentence, for anything else.
     """
+    opened = _open(reference)
+    path = _expanded(str(reference))
+    if not _exists(path):
+        return opened
+    folder = path if path.is_dir() else path.parent
+    return replace(opened, folder=folder if (folder / "metrics.jsonl").is_file() else None)
+
+
+def _open(reference: str | Path) -> Adapter:
     text = str(reference)
     if not text.strip():
         raise UserError("the adapter's name is empty; give a run folder, an adapter file, or a code")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinylora.cli.common import NO_ROOM
 from tinylora.errors import UserError
+from tinylora.reporting.metrics import NO_ROOM
 
 if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter

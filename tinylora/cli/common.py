@@ -1,6 +1,5 @@
 """What all verbs share: the app, their guard, options that many have."""
 
-import errno
 import functools
 import json
 import math
@@ -13,9 +12,7 @@ import typer
 import typer.core
 
 from tinylora.errors import UserError
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-"""What a full disk raises."""
+from tinylora.reporting.metrics import NO_ROOM
 
 P = ParamSpec("P")
 T = TypeVar("T")

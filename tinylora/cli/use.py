@@ -76,7 +76,7 @@ def eval_(
     \b
     Examples:
       tinylora eval runs/demo-001
-      tinylora eval runs/demo-001 --task gsm8k --num-items 200 --set generation.max_new_tokens=400
+      tinylora eval runs/demo-001 --task gsm8k --num-items 200
       tinylora eval runs/demo-001/adapter.safetensors --task jsonl --set task.path=mine.jsonl --json
       tinylora eval TINY-... --task demo
       tinylora eval runs/demo-001 --rounded                  what rounding its numbers to bfloat16 costs
@@ -87,10 +87,17 @@ def eval_(
     """
     from tinylora.adapters import open_adapter
     from tinylora.evaluation.account import Prices
-    from tinylora.evaluation.compare import check_base_kept, compare, settings_for_eval
-    from tinylora.evaluation.conditions import ITEMS_FILE
-    from tinylora.evaluation.evidence import FILE, EvidenceOptions, gather_evidence
-    from tinylora.evaluation.items import write_items
+    from tinylora.evaluation.compare import (
+        base_id,
+        check_base_kept,
+        check_held_out,
+        compare,
+        other_protocol,
+        settings_for_eval,
+    )
+    from tinylora.evaluation.conditions import EVIDENCE_FILE, ITEMS_FILE
+    from tinylora.evaluation.evidence import EvidenceOptions, gather_evidence
+    from tinylora.evaluation.items import check_writable, write_items
     from tinylora.evaluation.sampled import compare_samples
     from tinylora.evaluation.side_effects import read_text
     from tinylora.evaluation.verdict import format_evidence
@@ -109,7 +116,11 @@ def eval_(
     check_base_kept(trained, config)
     if (items or untrained) and (controls or samples != 1 or rounded):
         raise UserError("--items and --untrained go with one reply an item; leave --controls, --samples, --rounded out")
+    for file in (items, untrained):
+        if file is not None and not (file is untrained and file.is_file()):
+            check_writable(file)
     if controls:
+        run = opened.folder
         folder = out or (Path(adapter) if Path(adapter).is_dir() else None)
         if folder is None:
             raise UserError(f"{opened.label} is no run folder to write into; name one with --out")
@@ -122,14 +133,25 @@ def eval_(
             trained=tuple(open_adapter(run) for run in trained_control or ()), text=read_text(text) if text else "",
             prices=Prices(watts=watts, price_per_hour=price, currency=currency),
         )  # fmt: skip
+        changed = other_protocol(trained, config)
+        if changed and run is not None and folder.resolve() == run.resolve():
+            raise UserError(
+                f"evidence in a run's own folder is of the run's own task, and {', '.join(changed)} "
+                f"{'is' if len(changed) == 1 else 'are'} not as in training; name another folder with --out"
+            )
+        check_writable(folder / EVIDENCE_FILE)
         bench = open_workbench(config, say=say, on=opened, other_base=other_base)
-        evidence = gather_evidence(bench, opened, folder, options, say)
-        say(f"saved {folder / FILE} and, item by item, {folder / ITEMS_FILE}")
+        if opened.run is not None and bench.task is not None:
+            check_held_out(opened.run, config, bench.task.items("test"), say)
+        evidence = gather_evidence(bench, opened, folder, options, say, run=run)
+        say(f"saved {folder / EVIDENCE_FILE} and, item by item, {folder / ITEMS_FILE}")
         print_json(evidence) if as_json else print(format_evidence(evidence))
         return
     if also or trained_control or text or out or price is not None:
         raise UserError("--also, --trained-control, --text, --price and --out go with --controls; add it")
     bench = open_workbench(config, say=say, on=opened, other_base=other_base)
+    if opened.run is not None and bench.task is not None:
+        check_held_out(opened.run, config, bench.task.items("test"), say)
     if samples != 1:
         if rounded:
             raise UserError("--samples compares with the untrained model; leave --rounded out")
@@ -142,14 +164,14 @@ def eval_(
     sides = (opened.v, opened.rounded("bfloat16").v) if rounded else (None, opened.v)
     compared = compare(
         bench, sides[1], label=opened.label, against=sides[0], num_items=num_items, temperature=temperature, seed=seed,
-        untrained=untrained, base_id=opened.fingerprint.hex() if opened.fingerprint else "", say=say,
+        untrained=untrained, base_id=base_id(bench) if untrained else "", say=say,
     )  # fmt: skip
-    if items is not None:
-        write_items(items, {"untrained": compared.base, "adapter": compared.tuned}, {"protocol": compared.protocol})
     if as_json:
         print_json({"model": config.model.name, "adapter": opened.label, **compared.to_json()})
     else:
         print(compared.text())
+    if items is not None:
+        write_items(items, {"untrained": compared.base, "adapter": compared.tuned}, {"protocol": compared.protocol})
 
 
 # --- chat ---

@@ -29,7 +29,13 @@ from torch import Tensor
 
 from tinylora.evaluation.account import Account, evaluation_account, linear_parameters
 from tinylora.evaluation.evaluate import ItemResult, evaluate, mean, score_text
-from tinylora.evaluation.final import BUDGET_FACTOR, prompt_candidates, random_vectors
+from tinylora.evaluation.final import (
+    BUDGET_FACTOR,
+    larger_budget,
+    larger_budget_in_words,
+    prompt_candidates,
+    random_vectors,
+)
 from tinylora.evaluation.lengths import LENGTHS, random_label
 from tinylora.models.load import encode_prompt
 from tinylora.reporting.metrics import JsonlWriter, read_jsonl
@@ -38,7 +44,7 @@ from tinylora.tasks.base import Item, Message
 from tinylora.training.run_folder import write_atomically
 from tinylora.workbench import Say, Workbench
 
-ITEMS_FILE, PLAN_FILE = "evidence_items.jsonl", "evidence_plan.json"
+EVIDENCE_FILE, ITEMS_FILE, PLAN_FILE = "evidence.json", "evidence_items.jsonl", "evidence_plan.json"
 CONSTANTS = 50
 """Most frequent train answers tried as a constant reply, each in CONSTANT_FORMS."""
 CONSTANT_FORMS = ("{answer}", "\\boxed{{{answer}}}", "#### {answer}", "<answer>{answer}</answer>")
@@ -59,13 +65,14 @@ class Condition:
 class Store:
     """Answers on the disk, a condition at a time, so that a run of hours goes on where it was stopped.
 
-    A plan (settings, items, vector) of another hash starts the file anew. A condition is the lines with its name;
-    what a kill left half is done again.
+    A plan (settings, items, vector) of another hash starts anew, and what was there is kept under names that end in
+    .old. A condition is the lines with its name; what a kill left half is done again.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], say: Say) -> None:
         self.path, self.plan_path = folder / ITEMS_FILE, folder / PLAN_FILE
         folder.mkdir(parents=True, exist_ok=True)
+        self._evidence_path = folder / EVIDENCE_FILE
         digest = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
         self._done: dict[str, dict[str, Any]] = {}
         if self._stored_plan().get("sha256") == digest:
@@ -76,12 +83,34 @@ class Store:
                 say(f"{self.path.name} lacks answers of {', '.join(lost)}, which are made again")
             if self._done:
                 say(f"{len(self._done)} conditions are there already and are kept: {', '.join(self._done)}")
+        elif self._stored_plan().get("done"):
+            self._set_aside(say)
         self._plan = {"sha256": digest, "plan": plan}
         kept = [row for row in read_jsonl(self.path) if row.get("condition") in self._done] if self._done else []
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-        write_atomically(self.path, lines.encode("utf-8", errors="replace"))
         self._rows = kept
+        self._write_rows()
         self._write_plan()
+
+    def drop(self, name: str) -> None:
+        """Forget a condition: its name first, then its lines."""
+        del self._done[name]
+        self._write_plan()
+        self._rows = [row for row in self._rows if row["condition"] != name]
+        self._write_rows()
+
+    def _set_aside(self, say: Say) -> None:
+        """What other settings gave. The plan goes first, as without it the lines are nobody's."""
+        for path in (self.plan_path, self._evidence_path, self.path):
+            if path.exists():
+                path.replace(path.with_name(path.name + ".old"))
+        say(
+            f"{self.path.parent} holds answers under other settings (items, task, prompt, budget or numbers); they are "
+            f"kept as {self.path.name}.old, and this begins anew"
+        )
+
+    def _write_rows(self) -> None:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows)
+        write_atomically(self.path, lines.encode("utf-8", errors="replace"))
 
     def get(self, name: str) -> Condition | None:
         """A condition that was finished before, or None."""
@@ -226,16 +255,15 @@ class Conditions:
     def larger_budget(self) -> Condition:
         """The untrained model with BUDGET_FACTOR times the tokens: greedy, so only cut-off replies are made again."""
         untrained = self.untrained()
+        cut = [i for i, result in enumerate(untrained.results) if not result.stopped]
+        tokens = larger_budget(self.bench, [self.items[i] for i in cut]) if cut else BUDGET_FACTOR * self.budget
 
         def run() -> _Answered:
-            cut = [i for i, result in enumerate(untrained.results) if not result.stopped]
             results = list(untrained.results)
-            details = {"max_new_tokens": BUDGET_FACTOR * self.budget, "answered_again": len(cut)}
+            details = {"max_new_tokens": tokens, "answered_again": len(cut)}
             if not cut:
                 return _Answered(tuple(results), untrained.account, details)
-            again = self._answer(
-                None, [self.items[i] for i in cut], "a larger token budget", max_new_tokens=BUDGET_FACTOR * self.budget
-            )
+            again = self._answer(None, [self.items[i] for i in cut], "a larger token budget", max_new_tokens=tokens)
             for i, result in zip(cut, again.results, strict=True):
                 results[i] = result
             return replace(
@@ -244,7 +272,7 @@ class Conditions:
                 details=details,
             )
 
-        label = f"untrained model, {BUDGET_FACTOR} x the token budget"
+        label = f"untrained model, {larger_budget_in_words(tokens, self.budget)}"
         return self._kept("larger_budget", "larger_budget", label, run)
 
     def constant(self) -> Condition:
@@ -269,7 +297,16 @@ class Conditions:
 
     def trained_control(self, name: str, v: Tensor, label: str) -> Condition:
         """Another trained vector of the same adapter, such as one trained on shuffled rewards."""
-        return self._kept(f"trained:{name}", "trained_control", label, lambda: self._answer(v))
+        digest = hashlib.sha256(v.contiguous().numpy().tobytes()).hexdigest()
+
+        def run() -> _Answered:
+            return replace(self._answer(v), details={"numbers_sha256": digest})
+
+        key = f"trained:{name}"
+        if (found := self.store.get(key)) is not None and found.details.get("numbers_sha256") != digest:
+            self.say(f"{label}: the answers that are there are of other numbers, and are made again")
+            self.store.drop(key)
+        return self._kept(key, "trained_control", label, run)
 
     def _kept(self, name: str, kind: str, label: str, run: "Callable[[], _Answered]") -> Condition:
         if (found := self.store.get(name)) is not None:

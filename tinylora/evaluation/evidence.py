@@ -25,8 +25,8 @@ from tinylora.evaluation.account import (
     priced,
     training_account,
 )
-from tinylora.evaluation.compare import settings_for_eval
-from tinylora.evaluation.conditions import Condition, Conditions, Store
+from tinylora.evaluation.compare import check_held_out, settings_for_eval
+from tinylora.evaluation.conditions import EVIDENCE_FILE, Condition, Conditions, Store
 from tinylora.evaluation.evaluate import ItemResult, evaluate, mean, protocol_of
 from tinylora.evaluation.final import MOST_NUMBERS
 from tinylora.evaluation.plain import paired_json, share_json
@@ -35,13 +35,15 @@ from tinylora.evaluation.scores import repetition
 from tinylora.evaluation.side_effects import neutral_text, text_effect
 from tinylora.evaluation.split_gain import split_gain
 from tinylora.evaluation.verdict import evidence_verdict
+from tinylora.models.load import encode_prompt
 from tinylora.reporting.metrics import read_jsonl
 from tinylora.roofline import linear_shapes
+from tinylora.tasks.base import Item, Task
 from tinylora.tasks.build import build_task
+from tinylora.training.config import RunConfig
 from tinylora.training.run_folder import write_atomically
 from tinylora.workbench import Say, Workbench
 
-FILE = "evidence.json"
 FORMAT = 1
 ALPHA, POWER = 0.05, 0.8
 
@@ -71,11 +73,13 @@ class EvidenceOptions:
 
 
 def gather_evidence(
-    bench: Workbench, adapter: Adapter, folder: Path, options: EvidenceOptions, say: Say
+    bench: Workbench, adapter: Adapter, folder: Path, options: EvidenceOptions, say: Say, run: Path | None = None
 ) -> dict[str, Any]:
     """Answer all conditions and write evidence.json into `folder`, which is a run's or any other.
 
-    Raises: UserError for a task without test or validation items, control adapters of another shape, a failing scorer.
+    run: the folder of the training, whose metrics.jsonl tells how many completions it drew; None: that is not known.
+    Raises: UserError for a task without test or validation items, control adapters of another shape, basis or base,
+    other tasks that cannot be asked, a failing scorer.
     """
     config, task, v = bench.config, bench.task, adapter.v
     assert task is not None
@@ -83,12 +87,9 @@ def gather_evidence(
     items = every[: options.num_items or config.eval.num_test or len(every)]
     controls = _named(options.trained)
     for control in controls.values():
-        if control.v.shape != v.shape or (control.config is not None and control.config != adapter.config):
-            raise UserError(
-                f"{control.label} has another adapter than {adapter.label} ({tuple(control.v.shape)} numbers against "
-                f"{tuple(v.shape)}, or other settings); a trained control is trained by the same recipe"
-            )
-    metrics = read_jsonl(folder / "metrics.jsonl")
+        check_control(adapter, control)
+    also = {name: _asked(bench, adapter, name, options.also_items, say) for name in options.also}
+    metrics = read_jsonl(run / "metrics.jsonl") if run is not None else []
     allowed = completions_sampled(metrics, config.grpo.group_size)
     plan = {
         "v": _identity(v),
@@ -96,28 +97,30 @@ def gather_evidence(
         "config": {name: asdict(getattr(config, name)) for name in ("model", "task", "prompt", "generation", "eval")},
         "seed": config.train.seed,
         "completions": allowed,
-        "controls": {label: _identity(control.v) for label, control in controls.items()},
+        "controls": {},  # each is told apart by its own numbers, so that one more does not undo the others
     }
-    run = Conditions(bench, v, items, Store(folder, plan, say), say)
-    conditions = [run.untrained(), run.tuned(), run.zero(), *run.randoms(options.random_vectors)]
+    answers = Conditions(bench, v, items, Store(folder, plan, say), say)
+    conditions = [answers.untrained(), answers.tuned(), answers.zero(), *answers.randoms(options.random_vectors)]
     if allowed:
-        conditions += [run.best_random(allowed), run.best_shorter(allowed)]
+        conditions += [answers.best_random(allowed), answers.best_shorter(allowed)]
     else:
         say("how many completions training sampled is not known (no metrics.jsonl), so there is no best of N vectors")
-    if (best_prompt := run.best_prompt()) is not None:
+    if (best_prompt := answers.best_prompt()) is not None:
         conditions.append(best_prompt)
     else:
         say(
             "the recipe names no other prompts (eval.prompts), so the best of several prompts is not among the controls"
         )
-    conditions += [run.larger_budget(), run.constant()]
-    conditions += [run.trained_control(name, control.v, _control_label(control)) for name, control in controls.items()]
-    side = _side_effects(bench, adapter, conditions, options, say)
+    conditions += [answers.larger_budget(), answers.constant()]
+    conditions += [
+        answers.trained_control(name, control.v, _control_label(control)) for name, control in controls.items()
+    ]
+    side = _side_effects(bench, adapter, conditions, options, also, say)
     parameters = linear_parameters(linear_shapes(bench.base.model))
     evidence = assemble(
         conditions,
         meta={
-            "run": str(folder),
+            "run": str(run or folder),
             "model": config.model.name,
             "task": task.name,
             "num_items": len(items),
@@ -135,8 +138,31 @@ def gather_evidence(
         prices=options.prices,
     )  # fmt: skip
     evidence["curve"] = gain_curve(metrics, len(task.items("train")))
-    write_atomically(folder / FILE, (json.dumps(evidence, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / EVIDENCE_FILE, (json.dumps(evidence, indent=2, ensure_ascii=False) + "\n").encode())
     return evidence
+
+
+def check_control(adapter: Adapter, control: Adapter) -> None:
+    """Raises: UserError unless the control's numbers mean what the adapter's do: same method, settings, basis, base."""
+
+    def differ(one: object, other: object) -> bool:  # of what both files say
+        return bool(one) and bool(other) and one != other
+
+    shapes = tuple(control.v.shape), tuple(adapter.v.shape)
+    if shapes[0] != shapes[1] or control.method != adapter.method or differ(control.config, adapter.config):
+        raise UserError(
+            f"{control.label} has another adapter than {adapter.label} ({shapes[0]} numbers against "
+            f"{shapes[1]}, or other settings); a trained control is trained by the same recipe"
+        )
+    if differ(control.fingerprint, adapter.fingerprint):
+        raise UserError(f"{control.label} was trained on another base than {adapter.label}; a control needs the same")
+    if (control.explicit is None) != (adapter.explicit is None) or differ(control.check, adapter.check):
+        raise UserError(f"{control.label} is on another basis than {adapter.label}; a control needs the same")
+    if control.explicit is not None and control.folder != adapter.folder:
+        raise UserError(
+            f"{control.label} is on a basis of its own run (adapter.basis = gradient), in which its numbers mean "
+            f"something else than in that of {adapter.label}; compare the two by tinylora report, each on its own basis"
+        )
 
 
 def _identity(v: Tensor) -> Any:
@@ -232,12 +258,17 @@ def _control_label(control: Adapter) -> str:
 
 
 def _side_effects(
-    bench: Workbench, adapter: Adapter, conditions: Sequence[Condition], options: EvidenceOptions, say: Say
+    bench: Workbench,
+    adapter: Adapter,
+    conditions: Sequence[Condition],
+    options: EvidenceOptions,
+    also: "dict[str, _OtherTask]",
+    say: Say,
 ) -> dict[str, Any]:
     say("KL to the base and perplexity on neutral text")
     effect = text_effect(bench, adapter.v, options.text or neutral_text())
     base, tuned = conditions[0].results, conditions[1].results
-    tasks = [_other_task(bench, adapter, name, options.also_items, say) for name in options.also]
+    tasks = [_answered(bench, adapter, name, other, say) for name, other in also.items()]
     for measure in ("strict", "value_only"):
         adjusted = adjusted_p_values([one[measure]["p_value"] for one in tasks])
         for one, p in zip(tasks, adjusted, strict=True):
@@ -253,10 +284,30 @@ def _side_effects(
     }
 
 
-def _other_task(bench: Workbench, adapter: Adapter, name: str, num_items: int, say: Say) -> dict[str, Any]:
-    config = settings_for_eval(adapter.run or bench.config, name, is_bare=True)
+@dataclass(frozen=True, slots=True)
+class _OtherTask:
+    config: RunConfig
+    task: Task
+    items: Sequence[Item]
+
+
+def _asked(bench: Workbench, adapter: Adapter, name: str, num_items: int, say: Say) -> _OtherTask:
+    """Another task and its items, every prompt of them made once: what cannot be asked is known before hours of work.
+
+    Raises: UserError for a task that cannot be built, or a prompt that an item does not fit.
+    """
+    trained = adapter.run or bench.config
+    config = settings_for_eval(trained, name, is_bare=True)
     task = build_task(config.task, config.prompt)
     items = task.items("test")[:num_items]
+    check_held_out(trained, config, items, say)
+    for item in items:
+        encode_prompt(bench.base, task.prompt(item), config.prompt.chat)
+    return _OtherTask(config, task, items)
+
+
+def _answered(bench: Workbench, adapter: Adapter, name: str, other: _OtherTask, say: Say) -> dict[str, Any]:
+    config, task, items = other.config, other.task, other.items
     sides = []
     for v, who in ((None, "untrained"), (adapter.v, "adapter")):
         say(f"{who} on {len(items):,} items of {task.name} (forgetting)")

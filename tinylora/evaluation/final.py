@@ -5,6 +5,7 @@ test items. Everything else stands beside it so that a reader can see where a ga
 (numbers) and result_items.jsonl (one line an item, from which they can be recomputed).
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ from torch import Tensor
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean, protocol_of
 from tinylora.evaluation.lengths import LENGTHS, random_label, randoms_in_words
+from tinylora.evaluation.partial import Partial
 from tinylora.evaluation.plain import paired_json, share_json
+from tinylora.models.load import encode_prompt
 from tinylora.tasks.base import Item, Message
 from tinylora.tasks.prompt import Prompt
 from tinylora.training.config import RunConfig
@@ -34,7 +37,7 @@ PRIMARY = "greedy decoding, strict score, exact McNemar on the same held-out ite
 def prompt_candidates(config: RunConfig) -> dict[str, Callable[[Item], list[Message]]]:
     """The run's own prompt and the recipe's alternatives (eval.prompts), by name.
 
-    Raises: UserError for an alternative with an unknown key or without a name.
+    Raises: UserError for an alternative with an unknown key, without a name, or with the name of another.
     """
     candidates = {"own": Prompt(config.prompt)}
     for number, table in enumerate(config.eval.prompts, 1):
@@ -43,6 +46,12 @@ def prompt_candidates(config: RunConfig) -> dict[str, Callable[[Item], list[Mess
             raise UserError(
                 f"eval.prompts[{number - 1}] has {sorted(table)}; allowed: name (required), system, template, pattern, "
                 "few_shot ('yes' keeps the recipe's examples, 'no' leaves them out)"
+            )
+        if table["name"] in candidates:
+            raise UserError(
+                f"eval.prompts[{number - 1}] has the name {table['name']!r}, which "
+                f"{'is that of the run' + chr(39) + 's own prompt' if table['name'] == 'own' else 'another one has'}; "
+                "give each a name of its own"
             )
         candidates[table["name"]] = Prompt(
             replace(
@@ -67,8 +76,27 @@ def random_vectors(v: Tensor, count: int, seed: int, lengths: Sequence[float] = 
         yield (direction / direction.norm() * v.norm() * lengths[index % len(lengths)]).to(v.dtype)
 
 
+def larger_budget(bench: Workbench, items: Sequence[Item]) -> int:
+    """BUDGET_FACTOR times the token budget, or what the engine has memory for with the longest of these prompts."""
+    config, task = bench.config, bench.task
+    assert task is not None
+    prompts = (len(encode_prompt(bench.base, task.prompt(item), config.prompt.chat)) for item in items)
+    room = min((bench.engine.room_for_reply(length) for length in prompts), default=0)
+    return max(config.generation.max_new_tokens, min(BUDGET_FACTOR * config.generation.max_new_tokens, room))
+
+
+def larger_budget_in_words(tokens: int, budget: int) -> str:
+    """How the larger of two token budgets is called."""
+    if tokens == BUDGET_FACTOR * budget:
+        return f"{BUDGET_FACTOR} x the token budget"
+    return f"{tokens:,} tokens instead of {budget:,} (all that generation.kv_budget_gib holds)"
+
+
 def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_trained: float = 0.0) -> dict[str, Any]:
-    """Evaluate v on the first eval.num_test test items, with the controls, and write result.json into the run."""
+    """Evaluate v on the first eval.num_test test items, with the controls, and write result.json into the run.
+
+    Killed, it goes on with the conditions that are missing.
+    """
     config, task = bench.config, bench.task
     assert task is not None
     items = task.items("test")[: config.eval.num_test]
@@ -76,12 +104,24 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
     budget = config.generation.max_new_tokens
     started = time.perf_counter()
     kept: dict[str, list[ItemResult]] = {}
+    sections = ("model", "task", "prompt", "generation", "eval")
+    plan = {
+        "v": hashlib.sha256(v.contiguous().numpy().tobytes()).hexdigest(),
+        "items": [item.id for item in items],
+        "config": {name: asdict(getattr(config, name)) for name in sections},
+        "seed": config.train.seed,
+    }
+    partial = Partial(run / "result_items.jsonl.part", plan, say)
 
     def measure(name: str, v: Tensor | None, what: Sequence[Item] = items, **options: Any) -> list[ItemResult]:
-        say(f"evaluating {name} on {len(what):,} items")
         options = {"max_new_tokens": budget, "chat": config.prompt.chat, "seed": config.train.seed, **options}
         options["stop_strings"] = config.generation.stop_strings
-        return evaluate(bench.engine, bench.base, task, what, v=v, **options)
+
+        def answer() -> list[ItemResult]:
+            say(f"evaluating {name} on {len(what):,} items")
+            return evaluate(bench.engine, bench.base, task, what, v=v, **options)
+
+        return partial.answers(name, answer)
 
     base = kept["base_greedy"] = measure("the untrained model, greedy", None)
     tuned = kept["tuned_greedy"] = measure(f"{v.numel()} trained numbers, greedy", v)
@@ -93,10 +133,12 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
 
     # Greedy decoding that has stopped is the same under a larger budget: only the answers cut off are decoded again.
     cut = [i for i, result in enumerate(base) if not result.stopped]
-    larger = list(base)
+    larger, larger_tokens = list(base), BUDGET_FACTOR * budget
     if cut:
-        again = measure(f"the untrained model with {BUDGET_FACTOR} x the token budget, where it was cut off", None,
-                        [items[i] for i in cut], max_new_tokens=BUDGET_FACTOR * budget)  # fmt: skip
+        larger_tokens = larger_budget(bench, [items[i] for i in cut])
+        what = larger_budget_in_words(larger_tokens, budget)
+        again = measure(f"the untrained model with {what}, where it was cut off", None,
+                        [items[i] for i in cut], max_new_tokens=larger_tokens)  # fmt: skip
         for i, result in zip(cut, again, strict=True):
             larger[i] = result
     kept["base_larger_budget"] = larger
@@ -140,19 +182,19 @@ def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_t
         },
         "larger_budget": {
             **share_json(larger),
-            "max_new_tokens": BUDGET_FACTOR * budget,
+            "max_new_tokens": larger_tokens,
+            "in_words": larger_budget_in_words(larger_tokens, budget),
             "against_tuned": paired_json(larger, tuned, "strict"),
         },
         "examples": _examples(base, tuned),
         "run": str(run),
     }
     report["verdict"] = verdict(report)
-    with (run / "result_items.jsonl").open("w", encoding="utf-8") as lines:
-        for name, results in kept.items():
-            for record in results:
-                lines.write(json.dumps({"condition": name, **asdict(record)}) + "\n")
+    rows = [{"condition": name, **asdict(record)} for name, results in kept.items() for record in results]
+    write_atomically(run / "result_items.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     # Last and atomically: a run that has a result.json has a whole one.
     write_atomically(run / "result.json", (json.dumps(report, indent=2) + "\n").encode())
+    partial.remove()
     return report
 
 
@@ -216,7 +258,7 @@ def format_result(result: dict[str, Any]) -> str:
         f"  sampled, value-only   {result['sampled_value_only']['text']}",
         f"  stopped in time       {100 * stopped['base']:.1f} -> {100 * stopped['tuned']:.1f} % (mean length "
         f"{result['length']['base']:.1f} -> {result['length']['tuned']:.1f} tokens)",
-        f"  untrained, {BUDGET_FACTOR} x the tokens   {share(larger)}; "
+        f"  untrained, {larger.get('in_words', f'{BUDGET_FACTOR} x the tokens')}   {share(larger)}; "
         f"trained against it: {larger['against_tuned']['text']}",
         f"  untrained, best of {len(best['validation'])} prompts ({best['name']!r}, chosen on validation)   "
         f"{share(best)}; "

@@ -1,14 +1,18 @@
 """Replies of a comparison as JSONL, a line an item and condition: every reported number can be recomputed from it."""
 
+import errno
 import json
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import ItemResult
-from tinylora.reporting.metrics import no_room_is_a_user_error
+from tinylora.reporting.metrics import NO_ROOM, no_room_is_a_user_error
 from tinylora.training.run_folder import write_atomically
 
 _FIELDS = tuple(one.name for one in fields(ItemResult))
@@ -21,9 +25,32 @@ def write_items(path: Path, conditions: Mapping[str, Sequence[ItemResult]], abou
         for name, results in conditions.items()
         for result in results
     ]
-    with no_room_is_a_user_error(path):
+    with no_room_is_a_user_error(path, "try again"), _unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, "".join(lines).encode("utf-8", errors="replace"))
+
+
+def check_writable(path: Path) -> None:
+    """That a file can be written here, found out before hours of work: its folder is made, the file is not.
+
+    Raises: UserError if it cannot.
+    """
+    with _unwritable(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+@contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        raise UserError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from tinylora.errors import UserError
+from tinylora.evaluation.compare import check_num_items
 from tinylora.evaluation.evaluate import ItemResult, evaluate
 from tinylora.evaluation.scores import majority_correct, pass_at_k
 from tinylora.evaluation.statistics import Interval, bootstrap_difference
@@ -80,6 +81,7 @@ def compare_samples(
             f"--samples must be at least 2 and --temperature above 0 (greedy samples are all the same), got "
             f"{num_samples} and {temperature:g}"
         )
+    check_num_items(num_items)
     assert bench.task is not None
     bench.adapter.write(v)  # refuses a wrong shape before anything is generated
     bench.adapter.write(None)

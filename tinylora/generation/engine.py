@@ -26,6 +26,9 @@ class Engine(Protocol):
     def adapter(self) -> Trained | None:
         """Whose vectors requests may bring."""
 
+    def room_for_reply(self, prompt_length: int) -> int:
+        """New tokens that there is memory for behind a prompt of this length; the context may end a reply before."""
+
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample).
 

@@ -20,7 +20,7 @@ from tinylora.generation.kernels.build import NoKernels
 from tinylora.generation.kernels.native import NativeKernels
 from tinylora.generation.kernels.plan import Plan, Run, make_plan, next_plan
 from tinylora.generation.kernels.reference import TorchKernels
-from tinylora.generation.kv_cache import BLOCK, BlockPool, block_bytes
+from tinylora.generation.kv_cache import BLOCK, BlockPool, block_bytes, blocks_for
 from tinylora.generation.requests import check_requests
 from tinylora.generation.runner import Around, Kernels, Runner, can_prepack
 from tinylora.generation.sampler import draw_tokens
@@ -127,6 +127,10 @@ class NativeEngine:
         """
         assert self._graphs is None
         self._runner.put_around(around)
+
+    def room_for_reply(self, prompt_length: int) -> int:
+        """New tokens that the KV budget holds behind a prompt of this length, with nothing beside it."""
+        return max(0, self.kv_budget_bytes // self.block_bytes - blocks_for(prompt_length)) * BLOCK
 
     def generate(self, requests: Seq[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample).

@@ -51,6 +51,10 @@ class TransformersEngine:
                 "engine here covers that"
             )
 
+    def room_for_reply(self, prompt_length: int) -> int:
+        """The context, as this engine keeps no budget of memory."""
+        return self.context_length
+
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample).
 

@@ -177,6 +177,10 @@ class MethodEngine:
         self.context_length = first.context_length
         self.max_batch_rows = first.max_batch_rows
 
+    def room_for_reply(self, prompt_length: int) -> int:
+        """New tokens that there is memory for behind a prompt of this length."""
+        return self._inner.first.room_for_reply(prompt_length)
+
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample). Raises: as every engine does."""
         requests = list(requests)

@@ -19,24 +19,24 @@ from tinylora.errors import UserError
 logger = logging.getLogger("tinylora")
 
 # EDQUOT: over quota; EFBIG: over the process's file size limit (ulimit -f). All three end a write for want of room.
-_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextmanager
-def no_room_is_a_user_error(path: Path) -> Iterator[None]:
-    """Turn the operating system's 'no room' errors into one sentence that names the folder.
+def no_room_is_a_user_error(path: Path, then: str = "go on with: tinylora train --resume RUN") -> Iterator[None]:
+    """Turn the operating system's 'no room' errors into one sentence that names the folder; `then` is what to do next.
 
     Raises: UserError for a full disk, an exceeded quota or an exceeded file size limit; any other error passes through.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         folder = path if path.is_dir() else path.parent
         raise UserError(
             f"no room to write in {folder} ({os.strerror(error.errno or 0)}); what was saved before is intact: "
-            "free some space, then go on with: tinylora train --resume RUN"
+            f"free some space, then {then}"
         ) from error
 
 

@@ -5,6 +5,7 @@ the same: a page is not made of files that do not belong together. Without the i
 Leaves out: what the numbers look like (charts, page).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from tinylora.errors import UserError
 from tinylora.evaluation.power import adjusted_p_values, smallest_effect
@@ -31,6 +33,7 @@ from tinylora.reporting.run_files import (
     well_formed,
 )
 
+BEST = "adapter.safetensors"
 MEASURES = ("strict", "value_only", "answered", "stopped")
 LABELS = {"strict": "strict", "value_only": "value only", "answered": "format readable", "stopped": "stopped in time"}
 ALPHA, POWER = 0.05, 0.8
@@ -121,10 +124,14 @@ class Evaluation:
 def read_evaluation(run: Path) -> Evaluation | None:
     """What the run's evidence.json says, or else its result.json; None where it has neither.
 
-    Raises: UserError for files that are no JSON, lack what they must have, or contradict their items.
+    Raises: UserError for files that are no JSON, lack what they must have, contradict their items, or are of other
+    numbers than the run's adapter.
     """
     evidence, result = read_json(run / EVIDENCE), read_json(run / RESULT)
     finals = read_items(run / "result_items.jsonl") if result is not None else {}
+    norm = _norm_of_adapter(run)
+    for path, told in ((run / EVIDENCE, evidence), (run / RESULT, result)):
+        _check_numbers(path, told, norm)
     if evidence is not None:
         with well_formed(run / EVIDENCE):
             if evidence["format"] != 1:
@@ -142,6 +149,31 @@ def read_evaluation(run: Path) -> Evaluation | None:
     with well_formed(run / RESULT):
         sampled, temperature = _sampled(result, finals), (result.get("sampled") or {}).get("temperature")
         return replace(found, sampled=sampled, temperature=temperature)
+
+
+def _norm_of_adapter(run: Path) -> float | None:
+    """|v| of the run's adapter; None where its file is not there, cannot be read, or holds a large model's weights."""
+    try:
+        with safe_open(run / BEST, framework="numpy") as handle:
+            if math.prod(handle.get_slice("v").get_shape()) > 2**24:
+                return None
+            return float(np.linalg.norm(handle.get_tensor("v").astype(np.float64)))
+    except (SafetensorError, OSError, ValueError):
+        return None
+
+
+def _check_numbers(path: Path, told: Mapping[str, Any] | None, norm: float | None) -> None:
+    """Raises: UserError if the file tells of other numbers, as it does when training went on after it was written."""
+    said = (told or {}).get("v_norm")
+    if norm is None or not isinstance(said, (int, float)) or math.isclose(said, norm, rel_tol=1e-4, abs_tol=1e-9):
+        return
+    then = "make it again with: tinylora eval RUN --controls" if path.name == EVIDENCE else (
+        f"go on with: tinylora train --resume {path.parent}"
+    )  # fmt: skip
+    raise UserError(
+        f"{path} is of other numbers than the run's {BEST} (norm {said:.4g} there, {norm:.4g} here), such as those "
+        f"before training went on; {then}, or remove the file"
+    )
 
 
 def _evaluation(

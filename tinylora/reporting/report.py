@@ -184,7 +184,8 @@ def _pooling_key(run: RunFacts) -> str:
         if key not in _SEEDS_AND_MACHINE and not key.startswith(("log.", "eval."))
     }
     items = sorted(str(row["item_id"]) for row in run.evaluation.sides[0])
-    return json.dumps([settings, items], sort_keys=True, default=str)
+    # The protocol too: an evaluation may have asked the same questions in another way.
+    return json.dumps([settings, items, run.evaluation.protocol], sort_keys=True, default=str)
 
 
 def _pool(runs: Sequence[RunFacts], repeated: Sequence[str]) -> Pool:

@@ -41,6 +41,8 @@ OURS = {
     "eval.num_test": "evaluate.num_items",
 }
 """Settings that a sweep makes itself, and by what."""
+MEASURES = ("reward.", "task.", "train.control", "grpo.truncated", "eval.num_validation")
+"""Settings (or the beginnings of their names) that decide what validation measures, so it cannot choose among them."""
 LONGEST_NAME = 200
 """Characters of a folder's name; file systems take 255 bytes at most."""
 
@@ -252,6 +254,11 @@ def _choose(table: dict[str, Any], seed: Any) -> tuple[dict[str, tuple[Value, ..
         raise UserError(f"choose.seed must be a whole number, at least 0, got {seed!r}")
     for key, values in flat.items():
         _not_ours(key, "choose")
+        if key.startswith(MEASURES):
+            raise UserError(
+                f"choose {key}: its values would be judged by validations that are not alike, as it decides which "
+                "questions validation asks or what they are worth; make each value a cell of its own"
+            )
         plain = isinstance(values, list) and all(isinstance(one, (str, int, float)) for one in values)
         if not plain or not values:
             raise UserError(f"choose {key} must be a list of values with at least one in it, got {values!r}")

@@ -178,7 +178,8 @@ _MAA = "problems copyright of the Mathematical Association of America; the colle
 _ALL = (
     PublicSet(
         name="gsm8k", about="grade-school word problems (Cobbe et al. 2021, arXiv:2110.14168)", licence="MIT",
-        hub_id="openai/gsm8k", hub_config="main", item=_gsm8k,
+        hub_id="openai/gsm8k", hub_config="main", item=_gsm8k, scorer="boxed", template=lambda options: BOXED,
+        max_new_tokens=512,
     ),
     _math_set(
         name="math", about="MATH, competition problems of five levels (Hendrycks et al. 2021, arXiv:2103.03874)",

@@ -93,8 +93,18 @@ class Source:
         return list(items.values()), draws - len(items)
 
     def score_answer(self, item: Item, answer: str) -> float:
-        """The task's own score of an answer, in [0, 1]; some tasks give partial credit."""
-        return float(self._dataset.score_answer(answer, self.entries[item.id]))
+        """The task's own score of an answer, in [0, 1]; some tasks give partial credit.
+
+        Some tasks' rules raise on an answer that they cannot read (prime_factorization on "5 x 7"). That is a wrong
+        answer, 0, and no reason to end a run; a rule that cannot take the task's own answer either is broken.
+        Raises: what such a rule raises.
+        """
+        entry = self.entries[item.id]
+        try:
+            return float(self._dataset.score_answer(answer, entry))
+        except Exception:
+            self._dataset.score_answer(entry["answer"], entry)
+            return 0.0
 
     def _item(self, dataset: Any, index: int) -> Item:
         try:
@@ -150,7 +160,7 @@ class ReasoningGymScorer(Scorer):
         return _tagged(text) if self._style == "tags" else _stripped(last_boxed(text))
 
     def score_item(self, item: Item, text: str) -> dict[str, float]:
-        """Calls the task's rule up to six times; what it raises stops the run."""
+        """Calls the task's rule up to six times."""
         answer = self.parse(text)
         task_score = 0.0 if answer is None else self._source.score_answer(item, answer)
         number = last_number(text)
