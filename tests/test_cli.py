@@ -172,6 +172,14 @@ def test_another_os_error_is_not_taken_for_a_full_disk(fake_train: SimpleNamespa
     assert tinylora_("train", "demo", "--out", str(tmp_path)).exit_code == 1
 
 
+def test_a_place_that_is_none_is_one_sentence(fake_train: SimpleNamespace, tmp_path: Path) -> None:
+    fake_train.then = lambda: (tmp_path / "file" / "x").write_text("")
+    (tmp_path / "file").write_text("")
+    result = tinylora_("train", "demo", "--out", str(tmp_path / "runs"))
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"tinylora: {tmp_path}/file/x: not a directory; name another place"
+
+
 def test_ctrl_c_says_how_to_go_on(fake_train: SimpleNamespace, tmp_path: Path) -> None:
     for number in range(2, 40):  # older runs are not the one to resume
         (tmp_path / f"demo-{number:03d}").mkdir()

@@ -214,6 +214,10 @@ def test_refused(tmp_path: Path) -> None:
     assert "is no results.json of a sweep" in figure_(str(other)).stderr
     nothing = figure_(str(results_file(tmp_path, cell("one", 1, [None]))))
     assert nothing.exit_code == 2 and "nothing has been evaluated yet" in nothing.stderr
+    damaged = cell("one", 1, [70])
+    del damaged["runs"][0]["strict"]["tuned"]
+    refused = figure_(str(results_file(tmp_path, damaged)))
+    assert refused.exit_code == 2 and "results.json lacks 'tuned': it is damaged, or of another" in refused.stderr
 
 
 def test_the_pages_figures_kept_their_width() -> None:

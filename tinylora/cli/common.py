@@ -14,6 +14,9 @@ import typer.core
 from tinylora.errors import UserError
 from tinylora.reporting.metrics import NO_ROOM
 
+_PLACES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+"""What a place gives that cannot be read or written, where no verb has said it better."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -55,7 +58,7 @@ def say(text: str) -> None:
 
 
 def verb(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn a user's mistake, a full disk, Ctrl-C and a closed pipe into one sentence or none, and an exit code."""
+    """Turn a user's mistake, an unusable place, a full disk, Ctrl-C or a closed pipe into a sentence and an exit code."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -71,6 +74,11 @@ def verb(command: Callable[P, T]) -> Callable[P, T]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
         except OSError as error:
+            if error.errno not in NO_ROOM and error.filename and isinstance(error, _PLACES):
+                say(
+                    f"tinylora: {error.filename}: {(error.strerror or type(error).__name__).lower()}; name another place"
+                )
+                raise typer.Exit(2) from None
             if error.errno not in NO_ROOM:
                 raise
             where = f" at {error.filename}" if error.filename else ""

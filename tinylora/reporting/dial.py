@@ -56,6 +56,14 @@ def write_dial(paths: Sequence[Path], out: Path | None = None) -> Dial:
     Raises: UserError for files that are no results, or in which no cell has been run yet.
     """
     loaded = [_load(path) for path in paths]
+    for path, results in zip(paths, loaded, strict=True):
+        try:
+            _rows([path], [results])
+            _missing([results])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else f"does not hold what it should ({error})"
+            again = "let the sweep write it again: tinylora sweep SWEEP.toml --out FOLDER"
+            raise UserError(f"{path} {what}: it is damaged, or of another version; {again}") from error
     rows, untrained = _rows(paths, loaded), _untrained(loaded)
     if not any(row[5] == "done" for row in rows):
         raise UserError(f"nothing has been evaluated yet in {', '.join(map(str, paths))}; run the sweep first")
