@@ -58,7 +58,7 @@ def say(text: str) -> None:
 
 
 def verb(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn a user's mistake, an unusable place, a full disk, Ctrl-C or a closed pipe into a sentence and an exit code."""
+    """Turn a user's mistake, a place that is none, a full disk, Ctrl-C or a closed pipe into a sentence and a code."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -75,9 +75,8 @@ def verb(command: Callable[P, T]) -> Callable[P, T]:
             raise typer.Exit(141) from None
         except OSError as error:
             if error.errno not in NO_ROOM and error.filename and isinstance(error, _PLACES):
-                say(
-                    f"tinylora: {error.filename}: {(error.strerror or type(error).__name__).lower()}; name another place"
-                )
+                why = (error.strerror or type(error).__name__).lower()
+                say(f"tinylora: {error.filename}: {why}; name another place")
                 raise typer.Exit(2) from None
             if error.errno not in NO_ROOM:
                 raise
