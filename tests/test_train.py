@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tinylora.evaluation.evaluate import evaluate
 from tinylora.evaluation.final import format_result, prompt_candidates, random_vectors, verdict
 from tinylora.evaluation.lengths import random_label, randoms_in_words
 from tinylora.reporting.metrics import read_jsonl
+from tinylora.tasks.base import Item, Split
 from tinylora.training.adapter_file import load_vector
 from tinylora.training.run_folder import RunFolder
 from tinylora.training.train import TrainResult, resume, train
@@ -220,6 +221,28 @@ def test_settings_that_cannot_work_leave_no_run_behind(tiny_folder: Path, tmp_pa
     with pytest.raises(UserError, match=r"prompt\.pattern .* does not match the question 'qva4'"):
         start(tiny_folder, tmp_path / "runs", eval=alternative)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("split", "place"), [("train", 79), ("validation", 70), ("test", 79)])
+def test_a_prompt_that_does_not_fit_is_found_wherever_it_is(
+    tiny_folder: Path, tmp_path: Path, split: Split, place: int
+) -> None:
+    """Only the first 64 were looked at once, and the run ended when it came to the long one, resumed or not."""
+
+    class OneIsLong(ByteTask):
+        def items(self, split_: Split) -> Sequence[Item]:
+            found = list(super().items(split_))
+            if split_ == split:
+                found[place] = replace(found[place], question="x" * 200)
+            return found
+
+    sizes = {"num_validation": 80, "num_test": 80, "random_vectors": 0}
+    with pytest.raises(UserError, match="leaves no room for an answer .*'xxx"):
+        start(tiny_folder, tmp_path / "runs", task=OneIsLong(size=80), train={"steps": 1}, eval=sizes)
+    assert not (tmp_path / "runs").exists()
+    if split != "train":  # one that is never asked does no harm
+        start(tiny_folder, tmp_path / "runs", task=OneIsLong(size=80), train={"steps": 1},
+              eval={**sizes, "num_validation": 4, "num_test": 4 if split == "test" else 0})  # fmt: skip
 
 
 # --- the final evaluation ---

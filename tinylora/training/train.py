@@ -1,5 +1,6 @@
 """The training loop: sample, step, log, validate, checkpoint. A kill at any instant loses at most the current step."""
 
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +45,8 @@ from tinylora.training.supervised import check_references, reference_rows, right
 from tinylora.training.watch import Watch
 from tinylora.workbench import Say, Workbench, open_workbench, say_to_stderr
 
+CHECKED_PROMPTS = 64
+"""Of each split, the first ones and the longest ones that are encoded before a run."""
 HIGHEST_USUAL_RATE = 2e-3
 """Of Adam on LoRA and its kin; at twice that, LoRA of rank 8 unlearned the demo within two steps."""
 MOST_LOGGED = 4096
@@ -156,13 +159,16 @@ def _check(bench: Workbench, say: Say) -> None:
     assert task is not None
     candidates = list(prompt_candidates(config).values())[1:]
     # A pattern that does not match or a prompt that does not fit is found now, not in the middle of the night.
-    splits: tuple[Split, ...] = ("train", "validation", "test") if config.eval.num_test else ("train", "validation")
-    for split in splits:
-        for index, item in enumerate(task.items(split)):
-            for prompt in [task.prompt, *(candidates if split != "train" else [])]:
-                messages = prompt(item)
-                if index < 64:
-                    encode_prompt(bench.base, messages, config.prompt.chat)
+    used: dict[Split, int | None] = {"train": None, "validation": config.eval.num_validation}
+    if config.eval.num_test:
+        used["test"] = config.eval.num_test
+    for split, count in used.items():
+        items = task.items(split)
+        for prompt in [task.prompt, *(candidates if split != "train" else [])]:
+            lengths = [sum(len(message["content"]) for message in prompt(item)) for item in items]
+            longest = heapq.nlargest(CHECKED_PROMPTS, range(len(lengths[:count])), key=lengths.__getitem__)
+            for index in sorted({*range(min(CHECKED_PROMPTS, len(items))), *longest}):
+                encode_prompt(bench.base, prompt(items[index]), config.prompt.chat)
     if config.train.algorithm == "sft":
         check_references(bench, say)
 
