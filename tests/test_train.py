@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from tiny_run import STEPS, ByteTask, metrics_of, quiet, start, tiny_config
+from transformers import PreTrainedModel
 
 import tinylora.evaluation.final as final_module
 import tinylora.training.train as train_module
@@ -21,6 +22,7 @@ from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import evaluate
 from tinylora.evaluation.final import format_result, prompt_candidates, random_vectors, verdict
 from tinylora.evaluation.lengths import random_label, randoms_in_words
+from tinylora.models.bases import remember
 from tinylora.reporting.metrics import read_jsonl
 from tinylora.tasks.base import Item, Split
 from tinylora.training.adapter_file import load_vector
@@ -153,6 +155,43 @@ def test_a_changed_setting_is_refused_on_resume(tiny_folder: Path, tmp_path: Pat
     with pytest.raises(UserError, match="the questions of task bytes are not those"):
         resume(run, task=ByteTask(size=6), say=quiet)
     assert (run / "config.toml").read_bytes() == before
+
+
+def test_another_base_under_the_same_name_is_refused_on_resume(
+    tiny_folder: Path, tiny_llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tiny_folder, tmp_path / "runs", train={"steps": 2}).run
+    before = (run / "config.toml").read_bytes()
+    (found,) = tiny_folder.glob("*.safetensors")
+    weights = found.read_bytes()
+    with torch.no_grad():
+        tiny_llama.lm_head.weight.mul_(1.5)
+    tiny_llama.save_pretrained(tiny_folder)
+    with pytest.raises(UserError, match=r"is not the base model that the run .* began with: .*weights differ by"):
+        resume(run, ["train.steps=3"], task=ByteTask(), say=quiet)
+    assert (run / "config.toml").read_bytes() == before
+    found.write_bytes(weights)
+    identified = []
+    monkeypatch.setattr(train_module, "remember", lambda base: identified.append(base) or remember(base))
+    assert resume(run, ["train.steps=4"], task=ByteTask(), say=quiet).steps == 4
+    assert len(identified) == 1  # once a run, not once a step
+
+
+def test_a_checkpoint_without_the_base_s_fingerprint_goes_on(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all were before it was kept."""
+    with monkeypatch.context() as patch:
+        save = RunFolder.save_checkpoint
+        patch.setattr(
+            RunFolder, "save_checkpoint", lambda folder, state: save(folder, {
+                key: value for key, value in state.items() if key != "base_fingerprint"
+            }),
+        )  # fmt: skip
+        run = start(tiny_folder, tmp_path / "runs", train={"steps": 2}).run
+    checkpoint = RunFolder.open(run).load_checkpoint()
+    assert checkpoint is not None and "base_fingerprint" not in checkpoint.state
+    assert resume(run, ["train.steps=3"], task=ByteTask(), say=quiet).steps == 3
 
 
 def test_a_run_in_use_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

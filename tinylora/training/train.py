@@ -19,7 +19,8 @@ from tinylora.memory_check import check_memory
 from tinylora.methods.attached import MethodAdapter
 from tinylora.methods.build import THROUGH_PEFT
 from tinylora.methods.peft_files import write_peft_adapter
-from tinylora.models.bases import remember
+from tinylora.models.bases import explain_difference, remember
+from tinylora.models.fingerprint import Fingerprint, Identity
 from tinylora.models.load import encode_prompt
 from tinylora.peak_memory import peak_memory
 from tinylora.reporting.metrics import JsonlWriter, Means, MetricsWriter, read_jsonl
@@ -78,7 +79,8 @@ class _State:
     best_step: int = 0
     best_v: Tensor | None = None
 
-    def to_checkpoint(self, fingerprint: str) -> dict[str, Any]:
+    def to_checkpoint(self, fingerprint: str, base: str) -> dict[str, Any]:
+        """fingerprint: of the task's questions; base: of the base model."""
         moments = self.optimizer.state.get(self.v, {})
         zeros = torch.zeros_like(self.v)
         return {
@@ -94,6 +96,7 @@ class _State:
             "data_position": self.order.position,
             "seconds": self.seconds,
             "task_fingerprint": fingerprint,
+            "base_fingerprint": base,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -140,7 +143,8 @@ def resume(
 ) -> TrainResult:
     """Go on with a run from its last checkpoint, bit for bit on the same machine; only steps and logging may change.
 
-    Raises: UserError for a folder that is no run or is in use, other changes, or a task whose questions have changed.
+    Raises: UserError for a folder that is no run or is in use, other changes, or a task or base model that is another
+    one by now.
     """
     folder = RunFolder.open(run)
     config = resume_config(folder.read_config(), overrides)
@@ -150,7 +154,6 @@ def resume(
     with folder.lock():
         check_memory(config, say, refuse=False)
         bench = open_workbench(config, task=task or True, say=say)
-        folder.write_config(bench.config)
         return _run(bench, folder, say)
 
 
@@ -177,6 +180,16 @@ def _fingerprint(task: Task) -> str:
     return str(task.fingerprint()) if hasattr(task, "fingerprint") else ""
 
 
+def _check_base(began: str | None, found: Identity, bench: Workbench, folder: RunFolder) -> None:
+    """Raises: UserError if the run began on other weights; `began` is None in checkpoints of older versions."""
+    if began is not None and began != found.fingerprint.hex():
+        difference = explain_difference(Fingerprint.of(bytes.fromhex(began)), found)
+        raise UserError(
+            f"{bench.base.name} is not the base model that the run {folder.path} began with: {difference}; "
+            "bring back that one, or start a new run"
+        )
+
+
 def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     if bench.config.adapter.basis == "gradient":
         bench = with_gradient_basis(bench, folder, say)
@@ -184,12 +197,17 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     assert task is not None
     v = adapter.zeros().requires_grad_(True)
     state = _State(v, make_optimizer(v, config), DataOrder(task.items("train"), config.train.seed))
+    with adapter.using(None):  # of the base alone, without a method's layers
+        identity = remember(bench.base)
+    base_fingerprint = identity.fingerprint.hex()
     saved = folder.resume()
     if saved is not None:
         if saved.state["task_fingerprint"] != _fingerprint(task):
             raise UserError(f"the questions of task {task.name} are not those the run {folder.path} began with")
+        _check_base(saved.state.get("base_fingerprint"), identity, bench, folder)
         state.restore(saved.state)
         say(f"resuming {folder.path} after step {state.step}")
+    folder.write_config(config)  # what a resumed run changes holds from here on, where nothing refuses it any more
     learner = Learner(
         bench.base.model,
         adapter,
@@ -235,7 +253,7 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             for word in watch.step(record):
                 say(f"step {state.step}: {word}")
             if state.step % config.log.checkpoint_every == 0 or state.step == config.train.steps:
-                folder.save_checkpoint(state.to_checkpoint(_fingerprint(task)))
+                folder.save_checkpoint(state.to_checkpoint(_fingerprint(task), base_fingerprint))
             progress.step(
                 StepReport(
                     step=state.step,
@@ -250,8 +268,7 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             )
     chosen = v.detach() if config.train.keep == "last" or state.best_v is None else state.best_v
     chosen_step = state.step if config.train.keep == "last" or state.best_v is None else state.best_step
-    with adapter.using(None):  # of the base alone, without a method's layers
-        facts = {"fingerprint": remember(bench.base).fingerprint.hex()}
+    facts = {"fingerprint": base_fingerprint}
     try:
         facts["basis_check"] = adapter.check().hex()
     except UserError as error:  # the numbers are worth more than their short form
