@@ -157,6 +157,29 @@ def test_a_changed_setting_is_refused_on_resume(tiny_folder: Path, tmp_path: Pat
     assert (run / "config.toml").read_bytes() == before
 
 
+def test_fewer_steps_than_are_done_are_refused_on_resume(tiny_folder: Path, tmp_path: Path) -> None:
+    """Once accepted: config.toml then said 3 of an adapter that had learned for 4."""
+    whole = start(tiny_folder, tmp_path, train={"steps": 4})
+    before = (whole.run / "config.toml").read_bytes()
+    with pytest.raises(
+        UserError, match=r"train\.steps is 3, but the run .* has done 4 steps already; set .* at least 4"
+    ):
+        resume(whole.run, ["train.steps=3"], task=ByteTask(), say=quiet)
+    assert (whole.run / "config.toml").read_bytes() == before
+    assert torch.equal(resume(whole.run, ["train.steps=4"], task=ByteTask(), say=quiet).v, whole.v)
+
+
+def test_fewer_steps_than_planned_end_a_run_early(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        crash_at(patch, train_module, "grpo_step", 4)
+        with pytest.raises(Crash):
+            start(tiny_folder, tmp_path / "runs", train={"steps": 9})
+    short = resume(only_run(tmp_path / "runs"), ["train.steps=3"], task=ByteTask(), say=quiet)
+    assert (short.steps, RunFolder.open(short.run).read_config().train.steps) == (3, 3)
+
+
 def test_another_base_under_the_same_name_is_refused_on_resume(
     tiny_folder: Path, tiny_llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

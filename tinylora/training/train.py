@@ -143,8 +143,8 @@ def resume(
 ) -> TrainResult:
     """Go on with a run from its last checkpoint, bit for bit on the same machine; only steps and logging may change.
 
-    Raises: UserError for a folder that is no run or is in use, other changes, or a task or base model that is another
-    one by now.
+    Raises: UserError for a folder that is no run or is in use, other changes, fewer steps than are done, or a task or
+    base model that is another one by now.
     """
     folder = RunFolder.open(run)
     config = resume_config(folder.read_config(), overrides)
@@ -206,6 +206,11 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             raise UserError(f"the questions of task {task.name} are not those the run {folder.path} began with")
         _check_base(saved.state.get("base_fingerprint"), identity, bench, folder)
         state.restore(saved.state)
+        if state.step > config.train.steps:  # its files would say that they are of a shorter run
+            raise UserError(
+                f"train.steps is {config.train.steps}, but the run {folder.path} has done {state.step} steps already; "
+                f"set train.steps to at least {state.step}, or start a new run"
+            )
         say(f"resuming {folder.path} after step {state.step}")
     folder.write_config(config)  # what a resumed run changes holds from here on, where nothing refuses it any more
     learner = Learner(
