@@ -177,7 +177,7 @@ def _distinct_vectors(requests: Seq[Request]) -> tuple[list[Tensor | None], list
     for request in requests:
         v = request.v
         if id(v) not in by_identity:
-            value = None if v is None or not bool(v.any()) else v.detach().double().cpu().numpy().tobytes()
+            value = None if v is None or not bool(v.any()) else v.detach().cpu().double().numpy().tobytes()
             if value not in by_value:
                 by_value[value] = len(vectors)
                 vectors.append(None if value is None else v)
