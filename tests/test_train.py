@@ -22,6 +22,7 @@ from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import evaluate
 from tinylora.evaluation.final import format_result, prompt_candidates, random_vectors, verdict
 from tinylora.evaluation.lengths import random_label, randoms_in_words
+from tinylora.generation.native_backend import NativeEngine
 from tinylora.models.bases import remember
 from tinylora.reporting.metrics import read_jsonl
 from tinylora.tasks.base import Item, Split
@@ -200,6 +201,24 @@ def test_another_base_under_the_same_name_is_refused_on_resume(
     assert len(identified) == 1  # once a run, not once a step
 
 
+def test_an_engine_that_computes_otherwise_says_that_the_bits_differ(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the weights are packed hangs on the memory that is free at the start, and moves last digits."""
+    run = start(tiny_folder, tmp_path, train={"steps": 2}).run
+
+    def said(steps: int) -> list[str]:
+        texts: list[str] = []
+        resume(run, [f"train.steps={steps}"], task=ByteTask(), say=texts.append)
+        return [text for text in texts if "not bit for bit" in text]
+
+    assert not said(3)
+    monkeypatch.setattr(NativeEngine, "_has_room_to_prepack", lambda engine: False)
+    (text,) = said(4)
+    assert "weights as they are, and had" in text and "weights packed, so" in text
+    assert not said(5)  # of the step before, this is the same
+
+
 def test_a_checkpoint_without_the_base_s_fingerprint_goes_on(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +227,7 @@ def test_a_checkpoint_without_the_base_s_fingerprint_goes_on(
         save = RunFolder.save_checkpoint
         patch.setattr(
             RunFolder, "save_checkpoint", lambda folder, state: save(folder, {
-                key: value for key, value in state.items() if key != "base_fingerprint"
+                key: value for key, value in state.items() if key not in ("base_fingerprint", "engine_arithmetic")
             }),
         )  # fmt: skip
         run = start(tiny_folder, tmp_path / "runs", train={"steps": 2}).run

@@ -176,6 +176,7 @@ class MethodEngine:
         self.name = first.name
         self.context_length = first.context_length
         self.max_batch_rows = first.max_batch_rows
+        self.arithmetic = first.arithmetic
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions of all requests, ordered by (request, sample). Raises: as every engine does."""

@@ -79,8 +79,8 @@ class _State:
     best_step: int = 0
     best_v: Tensor | None = None
 
-    def to_checkpoint(self, fingerprint: str, base: str) -> dict[str, Any]:
-        """fingerprint: of the task's questions; base: of the base model."""
+    def to_checkpoint(self, fingerprint: str, base: str, arithmetic: str) -> dict[str, Any]:
+        """fingerprint: of the task's questions; base: of the base model; arithmetic: of the engine."""
         moments = self.optimizer.state.get(self.v, {})
         zeros = torch.zeros_like(self.v)
         return {
@@ -97,6 +97,7 @@ class _State:
             "seconds": self.seconds,
             "task_fingerprint": fingerprint,
             "base_fingerprint": base,
+            "engine_arithmetic": arithmetic,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -212,6 +213,10 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
                 f"set train.steps to at least {state.step}, or start a new run"
             )
         say(f"resuming {folder.path} after step {state.step}")
+        now, then = bench.engine.arithmetic, saved.state.get("engine_arithmetic", bench.engine.arithmetic)
+        if now != then:
+            say(f"the rollout engine has {now}, and had {then}, so the run goes on, but not bit for bit: that hangs on "
+                "the memory that is free and on a C compiler")  # fmt: skip
     folder.write_config(config)  # what a resumed run changes holds from here on, where nothing refuses it any more
     learner = Learner(
         bench.base.model,
@@ -258,7 +263,8 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             for word in watch.step(record):
                 say(f"step {state.step}: {word}")
             if state.step % config.log.checkpoint_every == 0 or state.step == config.train.steps:
-                folder.save_checkpoint(state.to_checkpoint(_fingerprint(task), base_fingerprint))
+                about = (_fingerprint(task), base_fingerprint, bench.engine.arithmetic)
+                folder.save_checkpoint(state.to_checkpoint(*about))
             progress.step(
                 StepReport(
                     step=state.step,
