@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from tiny_run import STEPS, ByteTask, metrics_of, quiet, start, tiny_config
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import tinylora.evaluation.final as final_module
 import tinylora.training.train as train_module
@@ -22,7 +22,9 @@ from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import evaluate
 from tinylora.evaluation.final import format_result, prompt_candidates, random_vectors, verdict
 from tinylora.evaluation.lengths import random_label, randoms_in_words
+from tinylora.generation.kv_cache import block_bytes
 from tinylora.generation.native_backend import NativeEngine
+from tinylora.models.architecture import describe
 from tinylora.models.bases import remember
 from tinylora.reporting.metrics import read_jsonl
 from tinylora.tasks.base import Item, Split
@@ -151,7 +153,9 @@ def test_kill_9_at_any_instant_loses_nothing(tiny_folder: Path, tmp_path: Path) 
 def test_a_changed_setting_is_refused_on_resume(tiny_folder: Path, tmp_path: Path) -> None:
     run = start(tiny_folder, tmp_path, train={"steps": 1}).run
     before = (run / "config.toml").read_bytes()
-    with pytest.raises(UserError, match=r"only train\.steps and log\.\* may change on resume, got optim\.lr"):
+    with pytest.raises(
+        UserError, match=r"only train\.steps, log\.\* and generation\.kv_budget_gib may change on resume, got optim\.lr"
+    ):
         resume(run, ["optim.lr=0.1"], task=ByteTask(), say=quiet)
     with pytest.raises(UserError, match="the questions of task bytes are not those"):
         resume(run, task=ByteTask(size=6), say=quiet)
@@ -234,6 +238,26 @@ def test_a_checkpoint_without_the_base_s_fingerprint_goes_on(
     checkpoint = RunFolder.open(run).load_checkpoint()
     assert checkpoint is not None and "base_fingerprint" not in checkpoint.state
     assert resume(run, ["train.steps=3"], task=ByteTask(), say=quiet).steps == 3
+
+
+def test_a_larger_cache_goes_on_where_the_final_evaluation_needed_one(tiny_folder: Path, tmp_path: Path) -> None:
+    """The evaluation with four times the tokens needs more than training, and the advice was refused on resume."""
+    block = block_bytes(describe(AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)))
+    small = {"max_new_tokens": 20, "kv_budget_gib": block / 2**30}
+    with pytest.raises(UserError, match=r"raise generation\.kv_budget_gib"):
+        start(
+            tiny_folder,
+            tmp_path / "runs",
+            train={"steps": 2},
+            generation=small,
+            eval={"num_test": 2, "random_vectors": 0},
+        )
+    texts: list[str] = []
+    run = only_run(tmp_path / "runs")
+    found = resume(run, [f"generation.kv_budget_gib={4 * block / 2**30}"], task=ByteTask(), say=texts.append)
+    assert found.result is not None
+    assert any("perhaps not bit for bit" in text for text in texts)
+    assert RunFolder.open(run).read_config().generation.kv_budget_gib == 4 * block / 2**30
 
 
 def test_a_run_in_use_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

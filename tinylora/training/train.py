@@ -142,13 +142,20 @@ def train(
 def resume(
     run: Path, overrides: Sequence[str] = (), *, task: Task | None = None, say: Say = say_to_stderr
 ) -> TrainResult:
-    """Go on with a run from its last checkpoint, bit for bit on the same machine; only steps and logging may change.
+    """Go on with a run from its last checkpoint, bit for bit on the same machine; only steps, logging and the cache's
+    budget may change, and where the last might cost a bit, it says so.
 
     Raises: UserError for a folder that is no run or is in use, other changes, fewer steps than are done, or a task or
     base model that is another one by now.
     """
     folder = RunFolder.open(run)
-    config = resume_config(folder.read_config(), overrides)
+    stored = folder.read_config()
+    config = resume_config(stored, overrides)
+    if config.generation.kv_budget_gib != stored.generation.kv_budget_gib:
+        say(
+            "another generation.kv_budget_gib may compute other sequences together, which can move last digits, so the "
+            "run goes on, but perhaps not bit for bit"
+        )
     differences = numeric_differences(folder.read_environment(), collect_environment())
     if differences:
         say("this is not the machine of the run's start, so it goes on, but not bit for bit: " + "; ".join(differences))
