@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from no_float64 import NoFloat64
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
 from tinylora.generation.kernels.build import NoKernels, library
+from tinylora.models import device
 from tinylora.models.load import BaseModel, load_base_model
 from tinylora.reporting import charts
 from tinylora.reporting.figures import Figure
@@ -154,6 +156,13 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         )  # fmt: skip
 
     monkeypatch.setattr(charts, "draw_figure", table)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.Tensor], NoFloat64]:
+    """Puts tensors on a device without float64, which is the CPU in all else."""
+    monkeypatch.setattr(device, "NO_FLOAT64", frozenset({"cpu"}))
+    return lambda x: x.clone().as_subclass(NoFloat64)
 
 
 @pytest.fixture(scope="session")

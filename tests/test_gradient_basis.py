@@ -1,5 +1,6 @@
 """The basis from the reward's gradient: against the whole gradient by autograd and LAPACK, and as part of a run."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.adapters import open_adapter
 from tinylora.errors import UserError
 from tinylora.tasks.base import Item
-from tinylora.training.gradient_basis import gradient_directions
+from tinylora.training.gradient_basis import _orthogonal, gradient_directions
 from tinylora.training.learner import Learner, Row
 from tinylora.training.train import resume
 from tinylora.workbench import open_workbench
@@ -114,3 +115,10 @@ def test_it_is_tinyloras_and_needs_a_run(tiny_folder: Path, tiny_llama: PreTrain
         attach(tiny_llama, AdapterConfig(basis="gradient"))
     with pytest.raises(UserError, match=r"method\.name must be tinylora where adapter\.basis is gradient, got 'lora'"):
         tiny_config(tiny_folder, adapter={"basis": "gradient"}, method={"name": "lora"})
+
+
+def test_columns_are_made_orthogonal_where_the_device_has_no_float64(
+    elsewhere: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    Y = torch.randn(9, 3)
+    assert torch.equal(_orthogonal(elsewhere(Y)), _orthogonal(Y))

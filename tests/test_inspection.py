@@ -9,10 +9,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tinylora.adapter.attach import attach
+from tinylora.adapter.attach import AttachedAdapter, attach
 from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.factors import Factors
+from tinylora.adapter.layer import AdaptedLinear
 from tinylora.errors import UserError
 from tinylora.evaluation.final import prompt_candidates
+from tinylora.generation.engine import make_engine
+from tinylora.generation.kernels.native import AdapterFactors
+from tinylora.generation.native_backend import NativeEngine
 from tinylora.inspection import (
     format_bytes,
     format_inspection,
@@ -24,6 +29,8 @@ from tinylora.inspection import (
     shape_model,
 )
 from tinylora.landscape import completion_logprobs, format_landscape, landscape, random_vector
+from tinylora.methods.build import put_method_on
+from tinylora.methods.config import MethodConfig
 from tinylora.models.architecture import describe
 from tinylora.plan import Prompts, format_plan, make_plan, prompts_of
 from tinylora.timing import Speed
@@ -36,6 +43,8 @@ from tinylora.training.config import (
     TaskConfig,
     TrainConfig,
 )
+from tinylora.training.frozen_ops import FrozenLinear
+from tinylora.training.learner import Learner
 from tinylora.training.memory import activation_bytes
 from tinylora.workbench import Workbench, open_workbench
 
@@ -120,7 +129,9 @@ def test_memory_by_hand(tiny_llama: PreTrainedModel) -> None:
     assert memory.weights == 2 * 2 * parameters  # bytes; the engine's packed copy
     plain = replace(config, generation=replace(config.generation, backend="transformers"))
     assert memory_estimate(tiny_llama, plain, {}, 2, 5).weights == 2 * parameters
-    assert memory.adapter_factors == 4 * (2 * 64 + 3 * 4) + 4 * (2 * 80 + 3 * 4)
+    # U, S, V: float64, the layer's, the engine's and (B) the learner's float32, its three pieces in 2 bytes
+    sides = sum(2 * (32 * (8 + 4 + 4 + 3 * 2) + out * (8 + 4 + 4 + 4 + 3 * 2)) for out in (32, 48))
+    assert memory.adapter_factors == sides + 3 * 2 * 2 * ((8 + 4 + 4) * 2 + 4 * 7 * 3)  # P; the engine's of all maps
     assert memory.kv_cache == 8 * 15 * 2 * 3 * 2 * 8 * 2  # rows, length, K and V, layers, heads, head_dim, bytes
     need = activation_bytes(describe(tiny_llama), checkpointing=False)  # checked against a measured peak in test_packed
     assert memory.activations == need.fixed + 64 * need.a_token
@@ -129,6 +140,67 @@ def test_memory_by_hand(tiny_llama: PreTrainedModel) -> None:
     assert memory.total == memory.weights + memory.adapter_factors + memory.kv_cache + memory.activations
     less = replace(config, train=replace(config.train, gradient_checkpointing=True))
     assert memory_estimate(tiny_llama, less, {}, 2, 5).activations < memory.activations
+
+
+def held(*things: Any) -> int:
+    """Bytes of the tensors and arrays among these and below, each storage once."""
+    found: dict[int, int] = {}
+
+    def look(thing: Any) -> None:
+        if isinstance(thing, torch.Tensor):
+            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+        elif isinstance(thing, np.ndarray):
+            found[thing.ctypes.data] = thing.nbytes
+        elif isinstance(thing, dict | list | tuple):
+            for one in thing.values() if isinstance(thing, dict) else thing:
+                look(one)
+        elif isinstance(thing, Factors):
+            look([thing.U, thing.S, thing.V])
+        elif isinstance(thing, AdaptedLinear):
+            look([thing.A, thing.B, thing.P])
+        elif isinstance(thing, AdapterFactors):
+            look([thing.A, thing.B])
+        elif isinstance(thing, FrozenLinear):
+            look([thing.A, thing.Bt, thing.A_pieces, thing.B_pieces])
+
+    look(things)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("backend", ["native", "transformers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "method", [MethodConfig(name="lora-xs", rank=12), MethodConfig(name="lora-xs", rank=3), MethodConfig()], ids=str
+)
+@pytest.mark.parametrize("targets", [("all-linear",), ("q_proj", "k_proj")])
+def test_all_copies_of_the_factors_count(
+    tiny_llama: PreTrainedModel, method: MethodConfig, dtype: torch.dtype, backend: Any, targets: tuple[str, ...]
+) -> None:
+    """P of lora-xs has rank^4 numbers a module. It was counted once, in float32, and is held about four times."""
+    model = tiny_llama.to(dtype)
+    config = RunConfig(
+        model=ModelConfig(device="cpu"), adapter=AdapterConfig(u=4, targets=targets), method=method,
+        generation=GenerationConfig(backend=backend), train=TrainConfig(micro_batch_tokens=64),
+    )  # fmt: skip
+    adapter = put_method_on(model, method, config.adapter)
+    assert isinstance(adapter, AttachedAdapter)
+    engine = make_engine(model, backend=backend, context_length=128, adapter=adapter, say=quiet)
+    learner = Learner(model, adapter)
+    assert learner._packed is not None
+    things: list[Any] = [
+        adapter.factors,
+        adapter.projections,
+        adapter.layers,
+        learner._packed.adapted,
+        learner._packed.P,
+    ]
+    if backend == "native":
+        assert isinstance(engine, NativeEngine)
+        runner = engine._runner
+        things += [runner._P, [p.factors for one in runner.layers for p in (one.qkv, one.o, one.gate_up, one.down)]]
+    shapes = {path: tuple(adapter.base_weight(path).shape) for path in adapter.paths}
+    said = memory_estimate(model, config, shapes, dtype.itemsize, 5, adapter.num_trained).adapter_factors  # type: ignore[arg-type]
+    assert 0.75 < said / held(*things) < 1.1
 
 
 def test_plan_by_hand() -> None:

@@ -1,9 +1,11 @@
 """Device, dtype and thread resolution, with the hardware made up."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.models import device as d
@@ -140,3 +142,19 @@ def test_threads_under_cgroup_v1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_no_cgroup_leaves_the_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert _threads(monkeypatch, tmp_path / "none", 6) == 6
+
+
+def test_what_float64_is_needed_for_goes_to_the_cpu_where_the_device_has_none(
+    elsewhere: Callable[[Tensor], Tensor],
+) -> None:
+    x = torch.randn(3, 4)
+    far = elsewhere(x)
+    with pytest.raises(TypeError, match="no float64"):
+        far.double()
+    assert torch.equal(d.for_float64(far).double(), x.double())
+
+
+def test_float64_stays_where_it_is_but_for_mps() -> None:
+    assert list(d.NO_FLOAT64) == ["mps"]
+    x = torch.randn(3)
+    assert d.for_float64(x) is x

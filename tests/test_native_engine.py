@@ -1,6 +1,6 @@
 """What only the native engine does: blocks, stretches of prompts, shared keys and values, places taken at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from tinylora.adapter.attach import AttachedAdapter, attach
 from tinylora.adapter.config import AdapterConfig
 from tinylora.errors import UserError
-from tinylora.generation.native_backend import NativeEngine
+from tinylora.generation.native_backend import NativeEngine, _distinct_vectors
 from tinylora.generation.sequences import GenerationError
 from tinylora.generation.types import Completion, Request, SamplingParams
 
@@ -486,3 +486,12 @@ def test_the_model_is_only_read(adapted: tuple[PreTrainedModel, AttachedAdapter]
     engine_of(model, adapter=adapter).generate(requests_of(sampled(), v=v))
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_vectors_are_told_apart_where_the_device_has_no_float64(
+    elsewhere: Callable[[Tensor], Tensor],
+) -> None:
+    v = torch.randn(2, 3)
+    requests = [Request(prompt_ids=(3,), params=sampled(), v=elsewhere(one)) for one in (v, 2 * v, v, 0 * v)]
+    vectors, owners = _distinct_vectors(requests)
+    assert owners == [0, 1, 0, 2] and vectors[2] is None

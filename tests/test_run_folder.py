@@ -505,9 +505,11 @@ def test_full_disk_leaves_no_half_made_folder(tmp_path: Path, monkeypatch: pytes
 # --- resume and environment ---
 
 
-def test_steps_and_logging_may_change_on_resume() -> None:
+def test_steps_logging_and_the_cache_s_budget_may_change_on_resume() -> None:
     config = resume_config(RunConfig(), ["train.steps=300", "log.checkpoint_every=5", 'log.trackers=["wandb"]'])
     assert (config.train.steps, config.log.checkpoint_every, config.log.trackers) == (300, 5, ("wandb",))
+    budget = resume_config(RunConfig(), ["generation.kv_budget_gib=9"])  # what the engine says to do where it is full
+    assert budget.generation.kv_budget_gib == 9
     assert resume_config(RunConfig(), ["optim.lr=0.004"]) == RunConfig()  # no change is no harm
 
 

@@ -1,11 +1,13 @@
 """Drawing from given logits: the draw against NumPy's, the processors against transformers' own, bad settings."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from engine_conformance import log_softmax, processed
+from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.generation.noise import draw_state, gumbel_noise
@@ -224,3 +226,21 @@ def test_what_is_plain() -> None:
         {"logit_bias": ((1, 0.0),)},
     ):
         assert not SamplingParams(**more).is_plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "params", [{}, {"temperature": 0.0}, {"top_p": 0.8, "top_k": 90, "repetition_penalty": 1.3}], ids=str
+)
+def test_a_device_without_float64_draws_the_same(
+    elsewhere: Callable[[Tensor], Tensor], params: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Apple's mps: torch refused the sums and draws in float64, so nothing could be sampled there."""
+    logits = torch.from_numpy(np.random.default_rng(0).normal(scale=3.0, size=(7, 1000))).to(dtype)
+    rows = [*sequences(4, seed=4, **params), *sequences(3, seed=5, temperature=0.7)]
+    here = draw_tokens(logits, rows)
+    there = draw_tokens(elsewhere(logits), rows)
+    assert torch.equal(here.tokens, there.tokens.as_subclass(Tensor))
+    assert (here.token_ids, here.logprobs, here.sampling_logprobs) == (
+        there.token_ids, there.logprobs, there.sampling_logprobs,
+    )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CHAT_TEMPLATE
 from transformers import AutoModelForCausalLM
 
 from tests.tiny_run import ByteTask, metrics_of, quiet, start, tiny_config
@@ -17,7 +18,13 @@ from tinylora.tasks.base import Item, Message, Split
 from tinylora.training.grpo import make_optimizer
 from tinylora.training.learner import Learner
 from tinylora.training.rollouts import DataOrder, Group
-from tinylora.training.supervised import reference_reply, reference_rows, right_rows, supervised_step
+from tinylora.training.supervised import (
+    check_references,
+    reference_reply,
+    reference_rows,
+    right_rows,
+    supervised_step,
+)
 from tinylora.training.train import resume
 from tinylora.workbench import open_workbench
 
@@ -86,6 +93,31 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_replies(tiny_folder: Path, fr
     assert done.loss == pytest.approx(total / tokens, rel=1e-4)
     assert done.tokens == tokens
     assert v.detach().abs().min() > 0  # Adam has moved every number
+
+
+def test_a_reply_ends_with_the_token_that_ends_a_turn(tiny_folder: Path, fresh_cache: Path) -> None:
+    """Of Gemma-3-it, <end_of_turn> and not the tokenizer's <eos>, which was taught once: neither its template nor its
+    own replies ever hold it."""
+
+    def ends(template: str | None, stops: tuple[int, ...], chat: bool = True) -> set[int]:
+        config = tiny_config(tiny_folder, train={"algorithm": "sft"}, prompt={"chat": chat})
+        bench = open_workbench(config, task=EchoTask(), say=quiet)
+        bench.base.tokenizer.chat_template = template
+        bench.base = replace(bench.base, stop_token_ids=stops, has_chat_template=template is not None)
+        check_references(bench, quiet)
+        return {row.token_ids[-1] for row in reference_rows(bench, DataOrder(EchoTask().items("train"), 0))}
+
+    eos, end_of_turn = 0, 2  # <|endoftext|>, <|im_end|>
+    assert ends(CHAT_TEMPLATE, (eos, end_of_turn)) == {end_of_turn}
+    assert ends(CHAT_TEMPLATE + "<|endoftext|>", (eos, end_of_turn)) == {end_of_turn}  # as Phi-3's
+    assert ends(CHAT_TEMPLATE, (end_of_turn, eos)) == {end_of_turn}  # as SmolLM2's and Qwen's
+    assert ends(CHAT_TEMPLATE, (eos,)) == {eos}  # a base model whose template ends turns with what does not stop it
+    assert ends(CHAT_TEMPLATE, (eos, end_of_turn), chat=False) == {eos}
+    with_system_only = "{{ raise_exception('no assistant here') if messages[-1].role == 'assistant' }}" + CHAT_TEMPLATE
+    assert ends(with_system_only, (eos, end_of_turn)) == {eos}
+    assert ends(None, (eos, end_of_turn), chat=False) == {eos}
+    with pytest.raises(UserError, match="has no token that ends a reply"):
+        ends(CHAT_TEMPLATE, ())
 
 
 def test_learning_from_references_lowers_the_loss_and_resumes(

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from tiny_run import STEPS, ByteTask, metrics_of, quiet, start, tiny_config
+from transformers import PreTrainedModel
 
 import tinylora.evaluation.final as final_module
 import tinylora.training.train as train_module
@@ -21,7 +22,10 @@ from tinylora.errors import UserError
 from tinylora.evaluation.evaluate import evaluate
 from tinylora.evaluation.final import format_result, prompt_candidates, random_vectors, verdict
 from tinylora.evaluation.lengths import random_label, randoms_in_words
+from tinylora.generation.native_backend import NativeEngine
+from tinylora.models.bases import remember
 from tinylora.reporting.metrics import read_jsonl
+from tinylora.tasks.base import Item, Split
 from tinylora.training.adapter_file import load_vector
 from tinylora.training.run_folder import RunFolder
 from tinylora.training.train import TrainResult, resume, train
@@ -147,11 +151,101 @@ def test_kill_9_at_any_instant_loses_nothing(tiny_folder: Path, tmp_path: Path) 
 def test_a_changed_setting_is_refused_on_resume(tiny_folder: Path, tmp_path: Path) -> None:
     run = start(tiny_folder, tmp_path, train={"steps": 1}).run
     before = (run / "config.toml").read_bytes()
-    with pytest.raises(UserError, match=r"only train\.steps and log\.\* may change on resume, got optim\.lr"):
+    with pytest.raises(
+        UserError, match=r"only train\.steps, log\.\* and generation\.kv_budget_gib may change on resume, got optim\.lr"
+    ):
         resume(run, ["optim.lr=0.1"], task=ByteTask(), say=quiet)
     with pytest.raises(UserError, match="the questions of task bytes are not those"):
         resume(run, task=ByteTask(size=6), say=quiet)
     assert (run / "config.toml").read_bytes() == before
+
+
+def test_fewer_steps_than_are_done_are_refused_on_resume(tiny_folder: Path, tmp_path: Path) -> None:
+    """Once accepted: config.toml then said 3 of an adapter that had learned for 4."""
+    whole = start(tiny_folder, tmp_path, train={"steps": 4})
+    before = (whole.run / "config.toml").read_bytes()
+    with pytest.raises(
+        UserError, match=r"train\.steps is 3, but the run .* has done 4 steps already; set .* at least 4"
+    ):
+        resume(whole.run, ["train.steps=3"], task=ByteTask(), say=quiet)
+    assert (whole.run / "config.toml").read_bytes() == before
+    assert torch.equal(resume(whole.run, ["train.steps=4"], task=ByteTask(), say=quiet).v, whole.v)
+
+
+def test_fewer_steps_than_planned_end_a_run_early(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        crash_at(patch, train_module, "grpo_step", 4)
+        with pytest.raises(Crash):
+            start(tiny_folder, tmp_path / "runs", train={"steps": 9})
+    short = resume(only_run(tmp_path / "runs"), ["train.steps=3"], task=ByteTask(), say=quiet)
+    assert (short.steps, RunFolder.open(short.run).read_config().train.steps) == (3, 3)
+
+
+def test_another_base_under_the_same_name_is_refused_on_resume(
+    tiny_folder: Path, tiny_llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tiny_folder, tmp_path / "runs", train={"steps": 2}).run
+    before = (run / "config.toml").read_bytes()
+    (found,) = tiny_folder.glob("*.safetensors")
+    weights = found.read_bytes()
+    with torch.no_grad():
+        tiny_llama.lm_head.weight.mul_(1.5)
+    tiny_llama.save_pretrained(tiny_folder)
+    with pytest.raises(UserError, match=r"is not the base model that the run .* began with: .*weights differ by"):
+        resume(run, ["train.steps=3"], task=ByteTask(), say=quiet)
+    assert (run / "config.toml").read_bytes() == before
+    found.write_bytes(weights)
+    identified = []
+    monkeypatch.setattr(train_module, "remember", lambda base: identified.append(base) or remember(base))
+    assert resume(run, ["train.steps=4"], task=ByteTask(), say=quiet).steps == 4
+    assert len(identified) == 1  # once a run, not once a step
+
+
+def test_an_engine_that_computes_otherwise_says_that_the_bits_differ(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the weights are packed hangs on the memory that is free at the start, and moves last digits."""
+    run = start(tiny_folder, tmp_path, train={"steps": 2}).run
+
+    def said(steps: int) -> list[str]:
+        texts: list[str] = []
+        resume(run, [f"train.steps={steps}"], task=ByteTask(), say=texts.append)
+        return [text for text in texts if "not bit for bit" in text]
+
+    assert not said(3)
+    monkeypatch.setattr(NativeEngine, "_has_room_to_prepack", lambda engine: False)
+    (text,) = said(4)
+    assert "weights as they are, and had" in text and "weights packed, so" in text
+    assert not said(5)  # of the step before, this is the same
+
+
+def test_a_checkpoint_without_the_base_s_fingerprint_goes_on(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all were before it was kept."""
+    with monkeypatch.context() as patch:
+        save = RunFolder.save_checkpoint
+        patch.setattr(
+            RunFolder, "save_checkpoint", lambda folder, state: save(folder, {
+                key: value for key, value in state.items() if key not in ("base_fingerprint", "engine_arithmetic")
+            }),
+        )  # fmt: skip
+        run = start(tiny_folder, tmp_path / "runs", train={"steps": 2}).run
+    checkpoint = RunFolder.open(run).load_checkpoint()
+    assert checkpoint is not None and "base_fingerprint" not in checkpoint.state
+    assert resume(run, ["train.steps=3"], task=ByteTask(), say=quiet).steps == 3
+
+
+def test_the_cache_may_be_another_on_resume(tiny_folder: Path, tmp_path: Path) -> None:
+    """The engine advises to raise it, and the advice was refused on resume."""
+    run = start(tiny_folder, tmp_path / "runs", train={"steps": 2}).run
+    texts: list[str] = []
+    found = resume(run, ["train.steps=3", "generation.kv_budget_gib=1.5"], task=ByteTask(), say=texts.append)
+    assert found.steps == 3
+    assert any("perhaps not bit for bit" in text for text in texts)
+    assert RunFolder.open(run).read_config().generation.kv_budget_gib == 1.5
 
 
 def test_a_run_in_use_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
@@ -220,6 +314,28 @@ def test_settings_that_cannot_work_leave_no_run_behind(tiny_folder: Path, tmp_pa
     with pytest.raises(UserError, match=r"prompt\.pattern .* does not match the question 'qva4'"):
         start(tiny_folder, tmp_path / "runs", eval=alternative)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("split", "place"), [("train", 79), ("validation", 70), ("test", 79)])
+def test_a_prompt_that_does_not_fit_is_found_wherever_it_is(
+    tiny_folder: Path, tmp_path: Path, split: Split, place: int
+) -> None:
+    """Only the first 64 were looked at once, and the run ended when it came to the long one, resumed or not."""
+
+    class OneIsLong(ByteTask):
+        def items(self, split_: Split) -> Sequence[Item]:
+            found = list(super().items(split_))
+            if split_ == split:
+                found[place] = replace(found[place], question="x" * 200)
+            return found
+
+    sizes = {"num_validation": 80, "num_test": 80, "random_vectors": 0}
+    with pytest.raises(UserError, match="leaves no room for an answer .*'xxx"):
+        start(tiny_folder, tmp_path / "runs", task=OneIsLong(size=80), train={"steps": 1}, eval=sizes)
+    assert not (tmp_path / "runs").exists()
+    if split != "train":  # one that is never asked does no harm
+        start(tiny_folder, tmp_path / "runs", task=OneIsLong(size=80), train={"steps": 1},
+              eval={**sizes, "num_validation": 4, "num_test": 4 if split == "test" else 0})  # fmt: skip
 
 
 # --- the final evaluation ---

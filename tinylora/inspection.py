@@ -49,6 +49,9 @@ def _dims(
     }
 
 
+MAPS_A_BLOCK = 7
+"""q, k, v, o, gate, up, down."""
+
 # Dimensions from the publishers' config.json, so that their recipes can be planned without network.
 KNOWN_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2-135m-instruct": ("llama", _dims(49152, 576, 1536, 30, 9, 3, True)),
@@ -279,6 +282,7 @@ def memory_estimate(
     kept = block + layers * hidden if config.train.gradient_checkpointing else layers * block
     checkpointing = config.train.gradient_checkpointing
     copies, is_packed = 1, False
+    engine_maps, is_covered = 0, False
     is_quantised = config.model.quantization != "none" or bool(quantisation_of(model))
     try:
         if is_quantised:
@@ -292,12 +296,15 @@ def memory_estimate(
         budget = int(config.train.memory_budget_gib * 2**30)
         tokens = config.train.micro_batch_tokens or max(0, budget - need.fixed) // need.a_token
         activations = need.fixed + need.a_token * max(tokens, length)
-        is_packed = config.generation.backend == "native" and resolve_device(config.model.device).type == "cpu"
+        is_native, is_covered = config.generation.backend == "native", True
+        is_packed = is_native and resolve_device(config.model.device).type == "cpu"
+        engine_maps = MAPS_A_BLOCK * len(architecture.layers) if is_native else 0
     method = config.method
     rank, u = config.adapter.rank, config.adapter.u
     if method.name == "lora-xs":
         rank, u = method.rank, method.rank**2
-    factors = sum(4 * (rank * (o + i) + u * rank * rank) for o, i in shapes.values())
+    on_host = resolve_device(config.model.device).type != "cuda"
+    factors = factor_bytes(shapes, rank, u, itemsize, on_host=on_host, engine_maps=engine_maps, is_covered=is_covered)
     is_other = method.name not in ("tinylora", "lora-xs")
     if is_other or is_quantised:
         each = padded_bytes_a_token(model, method, shapes, itemsize, checkpointing)
@@ -318,6 +325,29 @@ def memory_estimate(
         activations=activations,
         state=state_bytes(trained) if method.name != "tinylora" else 0,
     )
+
+
+def factor_bytes(
+    shapes: Mapping[str, tuple[int, int]],
+    rank: int,
+    u: int,
+    itemsize: int,
+    *,
+    on_host: bool,
+    engine_maps: int,
+    is_covered: bool,
+) -> int:
+    """Bytes of all copies of U, S, V and P of an attached adapter.
+
+    The adapter holds them in float64, in main memory (which counts with `on_host`), its layers in float32; the native
+    engine has A, B and P again, P for each of the `engine_maps` maps that it knows (0 without that engine), and the
+    packed learner (`is_covered`) B and P, and A and B in three pieces where the base's numbers are narrower.
+    """
+    each = 4 + 8 * on_host
+    inside = each + 4 * bool(engine_maps) + (3 * itemsize if is_covered and itemsize < 4 else 0)
+    outside = inside + 4 * is_covered
+    sides = sum(rank * (inside * i + outside * o) for o, i in shapes.values())
+    return sides + u * rank**2 * ((each + 4 * is_covered) * len(shapes) + 4 * engine_maps)
 
 
 # --- the whole workflow ---

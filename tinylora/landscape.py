@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
+from tinylora.models.device import for_float64
 
 if TYPE_CHECKING:
     from tinylora.workbench import Workbench
@@ -102,7 +103,7 @@ def _base_divergence(bench: "Workbench", items: Sequence[Any], vectors: Sequence
             tokens += base.shape[0]
             for i, v in enumerate(vectors):
                 other = completion_logprobs(bench.base.model, bench.adapter, part, v)
-                totals[i] += float((base.exp() * (base - other)).sum(dtype=torch.float64))
+                totals[i] += float(for_float64(base.exp() * (base - other)).sum(dtype=torch.float64))
     return [total / tokens for total in totals]
 
 

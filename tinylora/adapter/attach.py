@@ -138,7 +138,7 @@ class AttachedAdapter:
         value = self.vector.value if v is None else v
         if value.dim() != 2:
             raise UserError(f"{len(value)} vectors, one per row, have no one update; write one v")
-        return value[self.groups[self.paths.index(path)]].detach().double().cpu()
+        return value[self.groups[self.paths.index(path)]].detach().cpu().double()
 
     def refuse_quantised(self, reason: str) -> None:
         """Raises: UserError, with the reason, if the base is quantised."""
@@ -213,10 +213,11 @@ class AttachedAdapter:
         merged = {}
         for path, layer in self.layers.items():
             weight = _weight(layer.base)
-            dW = self.delta(path).to(weight.device)
+            place = torch.device("cpu") if weight.device.type == "mps" else weight.device  # mps has no float64
+            dW = self.delta(path).to(place)
             if isinstance(layer.base, Conv1D):
                 dW = dW.T
-            merged[path] = (weight.detach().double() + dW).to(weight.dtype)
+            merged[path] = (weight.detach().to(place).double() + dW).to(weight.dtype).to(weight.device)
         return merged
 
 
@@ -341,7 +342,7 @@ def _put_on(
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         f = factors[path]
         A, B, P = (
-            t.to(device=weight.device, dtype=dtype).contiguous()
+            t.to(dtype).contiguous().to(weight.device)  # in this order, as mps has no float64
             for t in (f.V.T, f.U * f.S, torch.from_numpy(projections[path]))
         )
         layers[path] = AdaptedLinear(base, A, B, P, tie_group=group, vector=vector)

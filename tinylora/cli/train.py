@@ -33,7 +33,10 @@ def train(
         bool, typer.Option("--dry-run", help="Print counts, tokens, memory and hours; load no weights, train nothing.")
     ] = False,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run; train.steps and log.* may change.")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Go on with a run; train.steps, generation.kv_budget_gib and log.* may change."
+        ),
     ] = None,
     control: Annotated[
         Control, typer.Option(help="Train on a control reward: format (right or wrong), or shuffled.")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.landscape import completion_logprobs
+from tinylora.models.device import for_float64
 from tinylora.workbench import Workbench
 
 MOST_TOKENS = 4096
@@ -64,9 +65,9 @@ def text_effect(bench: Workbench, v: Tensor, text: str) -> TextEffect:
             targets = torch.tensor([t for _, completion in part for t in completion], device=bench.base.device)
             base = completion_logprobs(bench.base.model, bench.adapter, part, None)
             tuned = completion_logprobs(bench.base.model, bench.adapter, part, v)
-            divergence += float((base.exp() * (base - tuned)).sum(dtype=torch.float64))
-            base_total += float(base.gather(1, targets.unsqueeze(1)).sum(dtype=torch.float64))
-            tuned_total += float(tuned.gather(1, targets.unsqueeze(1)).sum(dtype=torch.float64))
+            divergence += _total(base.exp() * (base - tuned))
+            base_total += _total(base.gather(1, targets.unsqueeze(1)))
+            tuned_total += _total(tuned.gather(1, targets.unsqueeze(1)))
             tokens += len(targets)
     return TextEffect(
         kl_per_token=divergence / tokens,
@@ -74,6 +75,10 @@ def text_effect(bench: Workbench, v: Tensor, text: str) -> TextEffect:
         tuned_perplexity=math.exp(-tuned_total / tokens),
         num_tokens=tokens,
     )
+
+
+def _total(values: Tensor) -> float:
+    return float(for_float64(values).sum(dtype=torch.float64))
 
 
 def _windows(bench: Workbench, text: str) -> list[tuple[Sequence[int], Sequence[int]]]:

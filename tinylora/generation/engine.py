@@ -21,6 +21,8 @@ class Engine(Protocol):
     model: PreTrainedModel
     context_length: int
     max_batch_rows: int
+    arithmetic: str
+    """What decides its last digits besides settings and machine, in words: kernels, and the layout of the weights."""
 
     @property
     def adapter(self) -> Trained | None:

@@ -88,9 +88,9 @@ class NativeEngine:
                 self.kernels = NativeKernels(self.architecture)
             except NoKernels as reason:
                 self.note = f"the rollout engine runs without its C kernels, and slower: {reason}"
-        self._runner = Runner(
-            self.architecture, self.kernels, adapter, context_length, prepack=self._has_room_to_prepack()
-        )
+        prepack = self._has_room_to_prepack()
+        self.arithmetic = f"{self.kernels.name} kernels and weights {'packed' if prepack else 'as they are'}"
+        self._runner = Runner(self.architecture, self.kernels, adapter, context_length, prepack=prepack)
         self._graphs: DecodeGraphs | None = None
         if recorder is not None or (cuda_graphs and self.architecture.device.type == "cuda"):
             # Recordings point into the cache, so it stays; the last block is for rows that pad.
@@ -105,8 +105,8 @@ class NativeEngine:
         free = device_memory(torch.device("cpu")).available
         if 2 * needed > free:
             text = (
-                f"the rollout engine does not pack the weights, and is slower: the copy takes {needed / 2**30:.1f} GiB "
-                f"and {free / 2**30:.1f} GiB are free"
+                "the rollout engine does not pack the weights, so it is slower and has other last digits: the copy "
+                f"takes {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
             )
             self.note = "; ".join(filter(None, [self.note, text]))
             return False
@@ -181,7 +181,7 @@ def _distinct_vectors(requests: Seq[Request]) -> tuple[list[Tensor | None], list
     for request in requests:
         v = request.v
         if id(v) not in by_identity:
-            value = None if v is None or not bool(v.any()) else v.detach().double().cpu().numpy().tobytes()
+            value = None if v is None or not bool(v.any()) else v.detach().cpu().double().numpy().tobytes()
             if value not in by_value:
                 by_value[value] = len(vectors)
                 vectors.append(None if value is None else v)

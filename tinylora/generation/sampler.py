@@ -4,7 +4,7 @@ No noise tensor the size of the vocabulary is drawn: first a block of 256 tokens
 token in it, both by Gumbel noise that depends only on (seed, request key, sample, position, token), so a completion
 does not depend on what else is in the batch. On the CPU, rows are taken a few at a time through one buffer that stays
 in the cache: copied, shifted by their maximum, exponentiated and summed by blocks there; everything after that touches
-one block of a row.
+one block of a row. Logits of a device without float64 are drawn from on the CPU.
 Leaves out: processors that transformers has beyond those of `SamplingParams`.
 """
 
@@ -18,6 +18,7 @@ from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, Top
 from tinylora.generation.noise import Uint64Array, draw_state, gumbel_noise
 from tinylora.generation.sequences import Sequence
 from tinylora.generation.types import SamplingParams
+from tinylora.models.device import for_float64
 
 BLOCK = 256
 CHUNK = 1 << 18
@@ -50,6 +51,7 @@ def draw_tokens(logits: Tensor, sequences: list[Sequence], sums: "SumBlocks | No
     Shapes: logits (rows, vocabulary), any float dtype, left as they are; one sequence a row. A row whose logits hold a
     NaN or +inf, or nothing but -inf, sets its sequence's `error`; the other rows are not touched by it.
     """
+    device, logits = logits.device, for_float64(logits)
     rows = len(sequences)
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, sequence in enumerate(sequences):
@@ -71,7 +73,11 @@ def draw_tokens(logits: Tensor, sequences: list[Sequence], sums: "SumBlocks | No
                 "during training"
             )
     return Drawn(
-        drawn[0].long(), [int(token) for token in token_ids], logprobs, sampling_logprobs, [bool(f) for f in finite]
+        drawn[0].long().to(device),
+        [int(token) for token in token_ids],
+        logprobs,
+        sampling_logprobs,
+        [bool(f) for f in finite],
     )
 
 

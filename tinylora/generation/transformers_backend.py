@@ -28,6 +28,7 @@ class TransformersEngine:
     """generate(requests) -> completions, by a plain decode loop over a transformers model."""
 
     name = "transformers"
+    arithmetic = "transformers"
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ def merge_report(attached: AttachedAdapter, merged: Mapping[str, Any]) -> MergeR
     """Compare merged weights with the pristine ones and the update that was meant."""
     shares, inner, squares, missed = {}, 0.0, 0.0, 0.0
     for path in attached.paths:
-        applied = merged[path].detach().double().cpu() - attached.base_weight(path).double().cpu()
+        applied = merged[path].detach().cpu().double() - attached.base_weight(path).cpu().double()
         meant = attached.delta(path).T if attached.is_transposed(path) else attached.delta(path)
         products, square = float((applied * meant).sum()), float(meant.square().sum())
         shares[path] = products / square if square else 1.0

@@ -176,6 +176,7 @@ class MethodEngine:
         self.name = first.name
         self.context_length = first.context_length
         self.max_batch_rows = first.max_batch_rows
+        self.arithmetic = first.arithmetic
 
     def room_for_reply(self, prompt_length: int) -> int:
         """New tokens that there is memory for behind a prompt of this length."""

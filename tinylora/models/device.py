@@ -5,11 +5,14 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tinylora.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NO_FLOAT64 = frozenset({"mps"})
+"""Devices without numbers in float64: torch refuses them there."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -42,6 +45,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"model.dtype must be one of auto, {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
+
+
+def for_float64(x: Tensor) -> Tensor:
+    """x where float64 can be computed with it: itself, or its copy on the CPU where its device has none (mps)."""
+    return x.cpu() if x.device.type in NO_FLOAT64 else x
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""From chat messages to the token ids of a prompt."""
+"""From chat messages to the token ids of a prompt, and the token that ends the reply."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,9 @@ from tinylora.errors import UserError
 
 if TYPE_CHECKING:
     from tinylora.models.load import BaseModel
+
+_MARK = "tinylora"
+"""The content of the turn whose end is looked for."""
 
 
 def encode_prompt(base: "BaseModel", messages: list[dict[str, str]], chat: bool = True) -> tuple[int, ...]:
@@ -44,6 +47,32 @@ def _render(base: "BaseModel", messages: list[dict[str, str]]) -> str:
             f"the chat template of {base.name} refuses these turns ({roles}): {error}; change prompt.system or "
             f"prompt.few_shot, or set prompt.chat=false"
         ) from error
+
+
+def end_of_reply(base: "BaseModel", chat: bool = True) -> int:
+    """The token that ends a reply: with chat=True the first stop token behind an assistant's turn in the chat template.
+
+    That may be another one than the tokenizer's eos, which ends a document in Gemma's and Phi's vocabularies. The eos
+    (the first stop token) without chat, or where the template has no stop token there.
+    Raises: UserError for a model that has no stop token at all.
+    """
+    stops = base.stop_token_ids
+    if not stops:
+        raise UserError(
+            f"{base.name} has no token that ends a reply, so it cannot learn where one ends; name an eos_token in its "
+            "tokenizer_config.json, or an eos_token_id in its generation_config.json"
+        )
+    if not (chat and base.has_chat_template):
+        return stops[0]
+    from jinja2.exceptions import TemplateError
+
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+    try:
+        text = str(base.tokenizer.apply_chat_template(turns, tokenize=False))
+    except TemplateError:  # one that has other roles, say
+        return stops[0]
+    behind = base.tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False).input_ids
+    return next((int(token) for token in behind if token in stops), stops[0])
 
 
 def _excerpt(text: str) -> str:

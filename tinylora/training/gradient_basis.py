@@ -24,6 +24,7 @@ from tinylora.adapter.projection import projection
 from tinylora.adapter.quantised import weight_shape
 from tinylora.errors import UserError
 from tinylora.methods.engine import engine_for
+from tinylora.models.device import for_float64
 from tinylora.training.advantages import group_advantages
 from tinylora.training.learner import Learner, Row, micro_batches
 from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS
@@ -112,13 +113,13 @@ def gradient_directions(
     left = times(False, Q)  # G^T Q
     found = {}
     for path, Z in left.items():
-        V, sigma, Ut = torch.linalg.svd(Z.double(), full_matrices=False)
-        found[path] = Directions((Q[path].double() @ Ut.T)[:, :rank], sigma[:rank], V[:, :rank])
+        V, sigma, Ut = torch.linalg.svd(for_float64(Z).double(), full_matrices=False)
+        found[path] = Directions((for_float64(Q[path]).double() @ Ut.T)[:, :rank], sigma[:rank], V[:, :rank])
     return found
 
 
 def _orthogonal(Y: Tensor) -> Tensor:
-    return torch.linalg.qr(Y.double())[0].float()
+    return torch.linalg.qr(for_float64(Y).double())[0].float().to(Y.device)
 
 
 def _explicit(bench: Workbench, say: Say) -> ExplicitFactors:

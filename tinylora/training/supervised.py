@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.models.load import encode_prompt
+from tinylora.models.prompt import end_of_reply
 from tinylora.tasks.base import Item, Task, shorten
 from tinylora.training.config import RunConfig
 from tinylora.training.grpo import learning_rate
@@ -57,7 +58,8 @@ def reference_reply(task: Task, item: Item, template: str) -> str:
 def check_references(bench: Workbench, say: Say) -> None:
     """Write every reference reply, and score the first ones as if the model had given them.
 
-    Raises: UserError if an item lacks what sft.target names, or no reply is right: the model would learn to be wrong.
+    Raises: UserError if an item lacks what sft.target names, no reply is right (the model would learn to be wrong), or
+    the model has no token that ends one.
     Says so where some are.
     """
     task, config = bench.task, bench.config
@@ -73,7 +75,8 @@ def check_references(bench: Workbench, say: Say) -> None:
         )
     if right < len(items):
         say(f"only {right} of the first {len(items)} reference replies are right by the task's own scorer")
-    longest = max(len(tokens) for tokens in (_tokens(bench, reply) for reply in replies))
+    end = end_of_reply(bench.base, config.prompt.chat)
+    longest = max(len(_tokens(bench, reply, end)) for reply in replies)
     if longest > config.generation.max_new_tokens:
         say(
             f"a reference reply has {longest} tokens, and replies are cut off at generation.max_new_tokens = "
@@ -81,21 +84,24 @@ def check_references(bench: Workbench, say: Say) -> None:
         )
 
 
-def _tokens(bench: Workbench, reply: str) -> tuple[int, ...]:
-    ids = bench.base.tokenizer.encode(reply, add_special_tokens=False)
-    return (*ids, bench.base.stop_token_ids[0])
+def _tokens(bench: Workbench, reply: str, end: int) -> tuple[int, ...]:
+    return (*bench.base.tokenizer.encode(reply, add_special_tokens=False), end)
 
 
 def reference_rows(bench: Workbench, order: DataOrder) -> list[Row]:
-    """The next prompts_per_step x group_size items with their reference replies: as many replies as a GRPO step has."""
+    """The next prompts_per_step x group_size items with their reference replies: as many replies as a GRPO step has.
+
+    A reply ends with the token that ends a turn (see `end_of_reply`).
+    """
     task, config = bench.task, bench.config
     assert task is not None
     count = config.grpo.prompts_per_step * config.grpo.group_size
+    end = end_of_reply(bench.base, config.prompt.chat)
     return [
         Row(
             index,
             encode_prompt(bench.base, task.prompt(item), config.prompt.chat),
-            _tokens(bench, reference_reply(task, item, config.sft.target)),
+            _tokens(bench, reference_reply(task, item, config.sft.target), end),
         )
         for index, (_, item) in enumerate(order.take(count))
     ]

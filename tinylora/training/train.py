@@ -1,5 +1,6 @@
 """The training loop: sample, step, log, validate, checkpoint. A kill at any instant loses at most the current step."""
 
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,8 @@ from tinylora.memory_check import check_memory
 from tinylora.methods.attached import MethodAdapter
 from tinylora.methods.build import THROUGH_PEFT
 from tinylora.methods.peft_files import write_peft_adapter
-from tinylora.models.bases import remember
+from tinylora.models.bases import explain_difference, remember
+from tinylora.models.fingerprint import Fingerprint, Identity
 from tinylora.models.load import encode_prompt
 from tinylora.peak_memory import peak_memory
 from tinylora.reporting.metrics import JsonlWriter, Means, MetricsWriter, read_jsonl
@@ -44,6 +46,8 @@ from tinylora.training.supervised import check_references, reference_rows, right
 from tinylora.training.watch import Watch
 from tinylora.workbench import Say, Workbench, open_workbench, say_to_stderr
 
+CHECKED_PROMPTS = 64
+"""Of each split, the first ones and the longest ones that are encoded before a run."""
 HIGHEST_USUAL_RATE = 2e-3
 """Of Adam on LoRA and its kin; at twice that, LoRA of rank 8 unlearned the demo within two steps."""
 MOST_LOGGED = 4096
@@ -75,7 +79,8 @@ class _State:
     best_step: int = 0
     best_v: Tensor | None = None
 
-    def to_checkpoint(self, fingerprint: str) -> dict[str, Any]:
+    def to_checkpoint(self, fingerprint: str, base: str, arithmetic: str) -> dict[str, Any]:
+        """fingerprint: of the task's questions; base: of the base model; arithmetic: of the engine."""
         moments = self.optimizer.state.get(self.v, {})
         zeros = torch.zeros_like(self.v)
         return {
@@ -91,6 +96,8 @@ class _State:
             "data_position": self.order.position,
             "seconds": self.seconds,
             "task_fingerprint": fingerprint,
+            "base_fingerprint": base,
+            "engine_arithmetic": arithmetic,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -135,19 +142,26 @@ def train(
 def resume(
     run: Path, overrides: Sequence[str] = (), *, task: Task | None = None, say: Say = say_to_stderr
 ) -> TrainResult:
-    """Go on with a run from its last checkpoint, bit for bit on the same machine; only steps and logging may change.
+    """Go on with a run from its last checkpoint, bit for bit on the same machine; only steps, logging and the cache's
+    budget may change, and where the last might cost a bit, it says so.
 
-    Raises: UserError for a folder that is no run or is in use, other changes, or a task whose questions have changed.
+    Raises: UserError for a folder that is no run or is in use, other changes, fewer steps than are done, or a task or
+    base model that is another one by now.
     """
     folder = RunFolder.open(run)
-    config = resume_config(folder.read_config(), overrides)
+    stored = folder.read_config()
+    config = resume_config(stored, overrides)
+    if config.generation.kv_budget_gib != stored.generation.kv_budget_gib:
+        say(
+            "another generation.kv_budget_gib may compute other sequences together, which can move last digits, so the "
+            "run goes on, but perhaps not bit for bit"
+        )
     differences = numeric_differences(folder.read_environment(), collect_environment())
     if differences:
         say("this is not the machine of the run's start, so it goes on, but not bit for bit: " + "; ".join(differences))
     with folder.lock():
         check_memory(config, say, refuse=False)
         bench = open_workbench(config, task=task or True, say=say)
-        folder.write_config(bench.config)
         return _run(bench, folder, say)
 
 
@@ -156,19 +170,32 @@ def _check(bench: Workbench, say: Say) -> None:
     assert task is not None
     candidates = list(prompt_candidates(config).values())[1:]
     # A pattern that does not match or a prompt that does not fit is found now, not in the middle of the night.
-    splits: tuple[Split, ...] = ("train", "validation", "test") if config.eval.num_test else ("train", "validation")
-    for split in splits:
-        for index, item in enumerate(task.items(split)):
-            for prompt in [task.prompt, *(candidates if split != "train" else [])]:
-                messages = prompt(item)
-                if index < 64:
-                    encode_prompt(bench.base, messages, config.prompt.chat)
+    used: dict[Split, int | None] = {"train": None, "validation": config.eval.num_validation}
+    if config.eval.num_test:
+        used["test"] = config.eval.num_test
+    for split, count in used.items():
+        items = task.items(split)
+        for prompt in [task.prompt, *(candidates if split != "train" else [])]:
+            lengths = [sum(len(message["content"]) for message in prompt(item)) for item in items]
+            longest = heapq.nlargest(CHECKED_PROMPTS, range(len(lengths[:count])), key=lengths.__getitem__)
+            for index in sorted({*range(min(CHECKED_PROMPTS, len(items))), *longest}):
+                encode_prompt(bench.base, prompt(items[index]), config.prompt.chat)
     if config.train.algorithm == "sft":
         check_references(bench, say)
 
 
 def _fingerprint(task: Task) -> str:
     return str(task.fingerprint()) if hasattr(task, "fingerprint") else ""
+
+
+def _check_base(began: str | None, found: Identity, bench: Workbench, folder: RunFolder) -> None:
+    """Raises: UserError if the run began on other weights; `began` is None in checkpoints of older versions."""
+    if began is not None and began != found.fingerprint.hex():
+        difference = explain_difference(Fingerprint.of(bytes.fromhex(began)), found)
+        raise UserError(
+            f"{bench.base.name} is not the base model that the run {folder.path} began with: {difference}; "
+            "bring back that one, or start a new run"
+        )
 
 
 def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
@@ -178,12 +205,26 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
     assert task is not None
     v = adapter.zeros().requires_grad_(True)
     state = _State(v, make_optimizer(v, config), DataOrder(task.items("train"), config.train.seed))
+    with adapter.using(None):  # of the base alone, without a method's layers
+        identity = remember(bench.base)
+    base_fingerprint = identity.fingerprint.hex()
     saved = folder.resume()
     if saved is not None:
         if saved.state["task_fingerprint"] != _fingerprint(task):
             raise UserError(f"the questions of task {task.name} are not those the run {folder.path} began with")
+        _check_base(saved.state.get("base_fingerprint"), identity, bench, folder)
         state.restore(saved.state)
+        if state.step > config.train.steps:  # its files would say that they are of a shorter run
+            raise UserError(
+                f"train.steps is {config.train.steps}, but the run {folder.path} has done {state.step} steps already; "
+                f"set train.steps to at least {state.step}, or start a new run"
+            )
         say(f"resuming {folder.path} after step {state.step}")
+        now, then = bench.engine.arithmetic, saved.state.get("engine_arithmetic", bench.engine.arithmetic)
+        if now != then:
+            say(f"the rollout engine has {now}, and had {then}, so the run goes on, but not bit for bit: that hangs on "
+                "the memory that is free and on a C compiler")  # fmt: skip
+    folder.write_config(config)  # what a resumed run changes holds from here on, where nothing refuses it any more
     learner = Learner(
         bench.base.model,
         adapter,
@@ -229,7 +270,8 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             for word in watch.step(record):
                 say(f"step {state.step}: {word}")
             if state.step % config.log.checkpoint_every == 0 or state.step == config.train.steps:
-                folder.save_checkpoint(state.to_checkpoint(_fingerprint(task)))
+                about = (_fingerprint(task), base_fingerprint, bench.engine.arithmetic)
+                folder.save_checkpoint(state.to_checkpoint(*about))
             progress.step(
                 StepReport(
                     step=state.step,
@@ -244,8 +286,7 @@ def _run(bench: Workbench, folder: RunFolder, say: Say) -> TrainResult:
             )
     chosen = v.detach() if config.train.keep == "last" or state.best_v is None else state.best_v
     chosen_step = state.step if config.train.keep == "last" or state.best_v is None else state.best_step
-    with adapter.using(None):  # of the base alone, without a method's layers
-        facts = {"fingerprint": remember(bench.base).fingerprint.hex()}
+    facts = {"fingerprint": base_fingerprint}
     try:
         facts["basis_check"] = adapter.check().hex()
     except UserError as error:  # the numbers are worth more than their short form
