@@ -1,6 +1,6 @@
 """Keep what a sweep's runs answered, or one run under all controls: files that recount.py counts again.
 
-One file for each run that is done (CELL_sSEED), with the adapter's replies, and one with the untrained model's, which
+One file for each run that is done (CELL_sSEED, or CELL_sSEEDpDRAW of another draw of P than 0), with the adapter's replies, and one with the untrained model's, which
 answered the same items for all. Item ids are cut to 12 characters, questions left out: the recipe gives them back. Of a
 run that `tinylora eval RUN --controls` was asked about, one file with every condition; of a run's final evaluation, the
 adapter's greedy replies as those of a cell.
@@ -67,7 +67,8 @@ def main() -> None:
             if untrained and base != untrained:
                 raise SystemExit(f"{items}: the untrained model's replies are not those of the other runs")
             untrained = base
-            write(args.out / f"{cell['name']}_s{run['seed']}.jsonl.gz",
+            draw = f"p{run['projection_seed']}" if run["projection_seed"] else ""
+            write(args.out / f"{cell['name']}_s{run['seed']}{draw}.jsonl.gz",
                   [row | {"condition": "tuned"} for row in rows if row["condition"] != "untrained"])  # fmt: skip
             print(items, len(rows))
     if not untrained:

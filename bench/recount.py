@@ -4,9 +4,10 @@
 
 Each file NAME.jsonl.gz holds lines with condition, item and scores; "tuned" is the adapter. The p values of a file are
 also adjusted together (Benjamini-Hochberg), as `tinylora eval --controls` does. What untrained.jsonl.gz holds is
-compared with in every file. Files CELL_s0, CELL_s1, ... are seeds of one cell and are also pooled by item (one question
-under three seeds is not three questions: `tinylora.evaluation.statistics.pooled_result`); with --against CELL, each
-other cell is compared with that one, too, over the seeds that both have. Where a file has more items than
+compared with in every file. Files CELL_s0, CELL_s1, ... are seeds of one cell (CELL_s0p1, ... other draws of P) and are
+also pooled by item (one question under three seeds is not three questions:
+`tinylora.evaluation.statistics.pooled_result`); with --against CELL, each other cell is compared with that one, too,
+over the seeds that both have. Where a file has more items than
 untrained.jsonl.gz, by which the cells were compared, the others are also counted alone ("unseen").
 """
 
@@ -35,7 +36,15 @@ def read(file: Path) -> Answers:
     return right
 
 
-def pooled(cells: dict[str, dict[int, dict[str, bool]]], shared: Answers, reference: str) -> dict[str, Any]:
+Seed = tuple[int, int]
+"""Training's seed, and the seed of P."""
+
+
+def in_words(seed: Seed) -> int | str:
+    return f"{seed[0]}p{seed[1]}" if seed[1] else seed[0]
+
+
+def pooled(cells: dict[str, dict[Seed, dict[str, bool]]], shared: Answers, reference: str) -> dict[str, Any]:
     """Of each cell, its seeds together: against the untrained model, and against the cell `reference`."""
     found: dict[str, Any] = {}
     for name, seeds in cells.items():
@@ -43,7 +52,7 @@ def pooled(cells: dict[str, dict[int, dict[str, bool]]], shared: Answers, refere
         if reference and name != reference:
             others[reference] = {seed: answers for seed, answers in cells[reference].items() if seed in seeds}
         found[name] = {
-            "seeds": sorted(seeds),
+            "seeds": [in_words(s) for s in sorted(seeds)],
             "shares": [sum(seeds[s].values()) / len(seeds[s]) for s in sorted(seeds)],
         }
         for other, theirs in others.items():
@@ -55,7 +64,7 @@ def pooled(cells: dict[str, dict[int, dict[str, bool]]], shared: Answers, refere
                 ]
             )
             found[name][other] = {
-                "seeds": sorted(theirs), "difference": pair.difference, "interval": list(pair.interval),
+                "seeds": [in_words(s) for s in sorted(theirs)], "difference": pair.difference, "interval": list(pair.interval),
                 "won": pair.won, "lost": pair.lost, "p_value": pair.p_value,
             }  # fmt: skip
     return found
@@ -99,10 +108,10 @@ def main() -> None:
         if unseen and "untrained" in right:
             part = {condition: {item: answers[item] for item in unseen} for condition, answers in right.items()}
             counted[name]["unseen"] = recount(part)
-    cells: dict[str, dict[int, dict[str, bool]]] = {}
+    cells: dict[str, dict[Seed, dict[str, bool]]] = {}
     for name, right in files.items():
-        if seed := re.fullmatch(r"(.*)_s(\d+)", name):
-            cells.setdefault(seed[1], {})[int(seed[2])] = right["tuned"]
+        if seed := re.fullmatch(r"(.*)_s(\d+)(?:p(\d+))?", name):
+            cells.setdefault(seed[1], {})[int(seed[2]), int(seed[3] or 0)] = right["tuned"]
     if args.against and args.against not in cells:
         raise SystemExit(f"no file {args.against}_s*.jsonl.gz in {args.folder}")
     result = {"folder": args.folder.name, "files": counted, "pooled": pooled(cells, shared, args.against)}
