@@ -1,9 +1,9 @@
 """Keep what a sweep's runs answered, or one run under all controls: files that recount.py counts again.
 
-One file for each run that is done (CELL_sSEED, or CELL_sSEEDpDRAW of another draw of P than 0), with the adapter's replies, and one with the untrained model's, which
-answered the same items for all. Item ids are cut to 12 characters, questions left out: the recipe gives them back. Of a
-run that `tinylora eval RUN --controls` was asked about, one file with every condition; of a run's final evaluation, the
-adapter's greedy replies as those of a cell.
+One file for each run that is done (CELL_sSEED, or CELL_sSEEDpDRAW of another draw of P than 0), with the adapter's
+replies, and one with the untrained model's, which answered the same items for all. Item ids are cut to 12 characters,
+questions left out: the recipe gives them back. Of a run that `tinylora eval RUN --controls` was asked about, one file
+with every condition; of a run's final evaluation, the adapter's greedy replies as those of a cell.
 
     python bench/keep_answers.py runs/mine docs/studies/NAME --results NAME            results.json as well
     python bench/keep_answers.py runs/demo-001 docs/studies/NAME --controls --results NAME      evidence.json as well

@@ -64,7 +64,8 @@ def pooled(cells: dict[str, dict[Seed, dict[str, bool]]], shared: Answers, refer
                 ]
             )
             found[name][other] = {
-                "seeds": [in_words(s) for s in sorted(theirs)], "difference": pair.difference, "interval": list(pair.interval),
+                "seeds": [in_words(s) for s in sorted(theirs)],
+                "difference": pair.difference, "interval": list(pair.interval),
                 "won": pair.won, "lost": pair.lost, "p_value": pair.p_value,
             }  # fmt: skip
     return found
