@@ -340,6 +340,24 @@ def test_eval_refuses_another_adapter_config(run: Path) -> None:
     assert result.exit_code == 2 and "adapter settings cannot be changed" in result.stderr
 
 
+def test_a_line_that_chat_cannot_answer_costs_no_other(run: Path) -> None:
+    text = "1 + 2\n" + "long " * 3000 + "\n3 + 4\n"
+    result = tinylora_("chat", str(run), "--max-new-tokens", "4", "--json", input=text)
+    assert result.exit_code == 2
+    first, bad, last = json.loads(result.stdout)["replies"]
+    assert first["prompt"] == "1 + 2" and last["prompt"] == "3 + 4" and last["adapted"]["num_tokens"] > 0
+    assert "context" in bad["error"] and f"tinylora: {bad['error']}" in result.stderr
+    refused = tinylora_("chat", str(run), "--temperature", "-1", "--json", input=text)
+    assert refused.exit_code == 2 and not refused.stdout and "temperature must be" in refused.stderr
+
+
+def test_chat_reads_lines_of_another_encoding(run: Path) -> None:
+    command = [sys.executable, "-m", "tinylora.cli", "chat", str(run), "--max-new-tokens", "2", "--json"]
+    done = subprocess.run(command, input=b"caf\xe9\n1 + 2\n", capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [pair["prompt"] for pair in json.loads(done.stdout)["replies"]] == ["caf\ufffd", "1 + 2"]
+
+
 def test_chat_answers_prompts_and_lines(run: Path) -> None:
     result = tinylora_("chat", str(run), "--prompt", "1 + 2", "--prompt", "3 + 4", "--max-new-tokens", "4", "--json")
     assert result.exit_code == 0, result.output
@@ -380,6 +398,15 @@ def test_cache_shows_and_clears(empty_cache: Path) -> None:
     assert told["entries"][0]["total_bytes"] == 1000
     assert json.loads(tinylora_("cache", "--clear", "--json").stdout)["freed_bytes"] == 1000
     assert "total" in tinylora_("cache").stdout and not (empty_cache / "basis").exists()
+
+
+def test_a_cache_on_another_disk_is_emptied(empty_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "disk" / "deep" / "x").write_bytes(b"1" * 1000)
+    empty_cache.mkdir(parents=True, exist_ok=True)
+    (empty_cache / "converted").symlink_to(tmp_path / "disk")
+    result = tinylora_("cache", "--clear", "--json")
+    assert result.exit_code == 0 and not list((tmp_path / "disk").iterdir()), result.exception
 
 
 def test_recipes_show_their_first_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from typer.testing import CliRunner
 
 from tinylora.adapter.config import AdapterConfig
+from tinylora.adapters import open_adapter
 from tinylora.cli import app
 from tinylora.interop import hub
+from tinylora.interop.card import model_card
+from tinylora.methods.config import MethodConfig
+from tinylora.models.fingerprint import Fingerprint
 from tinylora.models.load import load_base_model
-from tinylora.training.adapter_file import BEST, save_vector
+from tinylora.training.adapter_file import BEST, load_vector, save_vector
 from tinylora.training.config import ModelConfig, RunConfig
+from tinylora.training.recipe import dump_config
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 RUNNER = CliRunner()
@@ -168,6 +173,9 @@ def test_card_push_and_pull(trained: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert "https://hub.example/me/demo" in run("push", trained, "me/demo", "--also", "lora").stdout
     assert set(uploaded) == {"README.md", "adapter.tinylora", "adapter_config.json", "adapter_model.safetensors"}
+    base = open_adapter(trained).base_name
+    assert json.loads(uploaded["adapter_config.json"])["base_model_name_or_path"] == Path(base).name != base
+    assert not any(str(trained.parent).encode() in content for content in uploaded.values())
 
     def download(repo: str, *, local_dir: Path, allow_patterns: list[str], **more: Any) -> None:
         assert not any(".bin" in p or ".py" in p for p in allow_patterns)
@@ -185,6 +193,69 @@ def test_card_push_and_pull(trained: Path, tmp_path: Path, monkeypatch: pytest.M
     for name in ("no-owner", "a/b/c", "a/..", "ä/b"):
         refused("push", trained, name)
         refused("pull", name)
+
+
+def test_a_card_loads_the_base_as_it_was(trained: Path) -> None:
+    v, config = load_vector(trained)
+    pinned = replace(config, model=replace(config.model, name="org/model", revision="abc123"))
+    quantised = replace(pinned, model=replace(pinned.model, quantization="bnb-4bit"))
+    opened = open_adapter(trained)
+    portable = replace(opened, fingerprint=Fingerprint.of(b"x" * 12), check=b"abcd").to_portable()
+    text = model_card(replace(opened, run=pinned), portable, base_name="org/model")
+    assert 'from_pretrained("org/model", revision="abc123")' in text
+    for run_, name in ((quantised, "org/model"), (None, "org/model@abc123 [bnb-4bit]")):
+        text = model_card(replace(opened, run=run_), portable, base_name=name)
+        assert "tinylora chat adapter.tinylora" in text and "from_pretrained" not in text
+    other = replace(config, method=MethodConfig(name="lora"))
+    save_vector(trained / "adapter.safetensors", v, other)
+    text = run("card", trained).stdout
+    assert f"- Method: {other.method.describe()}, 3 numbers" in text and "rebuilt" not in text
+    assert "push is for TinyLoRA's adapters" in refused("push", trained, "me/demo")
+
+
+def test_an_import_takes_the_revision_that_the_checkpoint_names(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = open_adapter(trained).base_name
+    run("export", trained, "--to", "peft", "-o", tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({**config, "revision": "abc123"}))
+    asked: list[tuple[str, str, str]] = []
+
+    def load(name: str, *, revision: str = "", quantization: str = "none", **options: Any) -> Any:
+        asked.append((name, revision, quantization))
+        return load_base_model(base, **options)
+
+    monkeypatch.setattr("tinylora.models.load.load_base_model", load)
+    run("import", tmp_path / "peft", "-o", tmp_path / "a.safetensors")
+    run("import", tmp_path / "peft", "--model", "org/model@def", "-o", tmp_path / "b.safetensors")
+    assert asked == [(base, "abc123", "none"), ("org/model", "def", "none")]
+
+
+def test_long_codes_and_files_with_factors_are_no_folders(trained: Path, tmp_path: Path) -> None:
+    _, config = load_vector(trained)
+    many = replace(config, adapter=replace(config.adapter, num_groups=0, n_tie=1, u=3))
+    save_vector(
+        trained / "adapter.safetensors", torch.full((21, 3), 0.1), replace(many, adapter=replace(many.adapter, u=3))
+    )
+    code = run("encode", trained).stdout.strip()
+    assert len(code) > 300
+    assert "# 63 numbers for" in run("card", code).stdout
+    assert "is no run folder to write into; name one with --out" in refused(
+        "eval", code, "--task", "demo", "--controls"
+    )
+    run("encode", trained, "--with-factors", "-o", tmp_path / "f.safetensors")
+    assert str(tmp_path).encode() not in (tmp_path / "f.safetensors").read_bytes()
+    assert "has no short form" in refused("decode", tmp_path / "f.safetensors", "-o", tmp_path / "g.tinylora")
+
+
+def test_deep_nesting_in_a_file_is_one_sentence(trained: Path, tmp_path: Path) -> None:
+    v, config = load_vector(trained)
+    facts = {"facts": "[" * 100_000, "config": dump_config(config), "format": "tinylora-vector-1"}
+    save_file({"v": v}, tmp_path / "facts.safetensors", facts)
+    assert "3 numbers" in run("decode", tmp_path / "facts.safetensors").stdout
+    save_file({"v": v}, tmp_path / "deep.safetensors", {**facts, "config": "a = " + "[" * 100_000})
+    assert "is not TOML" in refused("decode", tmp_path / "deep.safetensors")
 
 
 def test_a_hub_that_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Adapters in other tools' formats, each put to the tool itself: the same logits, and what is not covered is named."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -338,6 +339,18 @@ def test_gguf_holds_the_update(request: pytest.FixtureRequest, tmp_path: Path, f
             delta = permuted(delta, 4 if kind == "q_proj" else 2)
         assert a.shape == (4, delta.shape[1]) and b.shape == (delta.shape[0], 4)
         np.testing.assert_allclose(b @ a, delta, rtol=0, atol=1e-6 * np.abs(delta).max())
+
+
+def test_a_full_disk_leaves_no_gguf(
+    tiny_llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any) -> None:
+        raise OSError("2048 requested and 1296 written")  # as numpy says it, without a number
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_gguf(tmp_path / "a.gguf", trained(tiny_llama))
+    assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
 
 
 def test_gguf_is_refused_where_it_would_be_wrong(

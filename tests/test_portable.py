@@ -74,6 +74,19 @@ def test_the_layout_byte_by_byte() -> None:
     assert listed[10 : 10 + 18] == b"\x03\x05mlp.*\x06v_proj\x02\xc3\xa9" + FINGERPRINT[:1]
 
 
+def test_a_short_file_asks_for_no_gigabytes() -> None:
+    """u r^2 numbers of P for each map: 300 numbers could ask for gigabytes of them."""
+    largest = adapter(tying="all", num_groups=0, groups=1, u=2, rank=256)
+    same(parse_adapter(largest.to_bytes()), largest)
+    with pytest.raises(UserError, match=r"u = 2 and rank 257 give every map 132,098 numbers of P; at most 131,072 are"):
+        adapter(tying="all", num_groups=0, groups=1, u=2, rank=257).to_bytes()
+    data = largest.to_bytes()
+    assert data[6:8] == bytes([0x80, 2])  # rank 256
+    body = data[:6] + bytes([0x81, 2]) + data[8:-4]
+    with pytest.raises(NotAnAdapter, match="give every map 132,098 numbers of P"):
+        parse_adapter(body + zlib.crc32(body).to_bytes(4, "little"))
+
+
 configs = st.builds(
     dict,
     rank=st.integers(1, 64),

@@ -55,7 +55,7 @@ class Adapter:
     is_own: bool = False
     """Whether it lies in a run folder of this machine, whose settings may say what code to run; a file's may not."""
     folder: Path | None = None
-    """The run that it lies in: its metrics tell what training drew. None where it is not in one, or a code."""
+    """The folder that was named, or the run that the file lies in, whose metrics tell what training drew; else None."""
 
     @property
     def method(self) -> MethodConfig:
@@ -131,8 +131,9 @@ def open_adapter(reference: str | Path) -> Adapter:
     path = _expanded(str(reference))
     if not _exists(path):
         return opened
-    folder = path if path.is_dir() else path.parent
-    return replace(opened, folder=folder if (folder / "metrics.jsonl").is_file() else None)
+    if path.is_dir():
+        return replace(opened, folder=path)
+    return replace(opened, folder=path.parent if (path.parent / "metrics.jsonl").is_file() else None)
 
 
 def _open(reference: str | Path) -> Adapter:

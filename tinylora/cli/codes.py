@@ -101,7 +101,7 @@ def _encode_factors(opened: "Adapter", model: str, out: Path | None, as_json: bo
                 ((p, attached.factors[p]) for p in attached.paths), attached.groups, strict=True
             )
         }
-        explicit = ExplicitFactors(opened.v, modules, opened.label, remember(base).fingerprint.hex())
+        explicit = ExplicitFactors(opened.v, modules, Path(opened.label).name, remember(base).fingerprint.hex())
     else:
         explicit = opened.explicit
     data = save_explicit(explicit)
@@ -134,7 +134,12 @@ def decode(
 
     opened = open_adapter(adapter)
     if out is not None:
-        write_new(out, opened.to_portable(opened.value_type).to_bytes() if opened.check else _no_short_form(opened))
+        write_new(
+            out,
+            opened.to_portable(opened.value_type).to_bytes()
+            if opened.check or opened.explicit is not None
+            else _no_short_form(opened),
+        )
     if as_json:
         print_json(describe_json(opened))
     else:

@@ -62,9 +62,12 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def write_export(
-    to: str, out: Path, attached: "AttachedAdapter", base: "BaseModel", rank: int, dtype: str
+    to: str, out: Path, attached: "AttachedAdapter", base: "BaseModel", rank: int, dtype: str, *, public: bool = False
 ) -> dict[str, Any]:
-    """Write an adapter as `to` says; what is in it, as data and, under "text", in words."""
+    """Write an adapter as `to` says; what is in it, as data and, under "text", in words.
+
+    public: of a base that lies here, its name alone is written, and not where it lies.
+    """
     import torch
 
     from tinylora.interop.merged import ENOUGH, write_merged
@@ -86,7 +89,8 @@ def write_export(
         )
         facts = {"share": report.total, "error": report.error, "shares": dict(report.shares)}
         return {**facts, "text": text}
-    names = {"base_name": base.name, "revision": base.revision}
+    is_local = base.kind not in ("hub", "embedded")
+    names = {"base_name": Path(base.name).name if public and is_local else base.name, "revision": base.revision}
     if to == "peft":
         write_peft(out, attached, **names)
         size = _bytes_of(out)
@@ -135,20 +139,21 @@ def import_(
 
     from tinylora.adapter.explicit import save_explicit
     from tinylora.interop.peft_tinylora import read_peft
-    from tinylora.models.bases import remember
+    from tinylora.models.bases import read_name, remember
     from tinylora.models.load import load_base_model
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the folder of a PEFT checkpoint")
-    name = model
+    name, revision, quantization = read_name(model)
     if not name and (folder / "adapter_config.json").is_file():
         try:
-            name = str(json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or "")
+            told = json.loads((folder / "adapter_config.json").read_text())
+            name, revision = (str(told.get(key) or "") for key in ("base_model_name_or_path", "revision"))
         except (OSError, ValueError, AttributeError):
             name = ""  # read_peft says what is wrong with it
     if not name:
         raise UserError(f"{folder} does not name its base model; name it with --model")
-    base = load_base_model(name, device="cpu")
+    base = load_base_model(name, device="cpu", revision=revision, quantization=quantization)
     imported = read_peft(folder, base.model)
     explicit = dataclasses.replace(imported.explicit, fingerprint=remember(base).fingerprint.hex())
     data = save_explicit(explicit)

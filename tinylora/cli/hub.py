@@ -43,10 +43,12 @@ def _card(reference: str, model: str, licence: str) -> tuple[str, "Adapter"]:
     from tinylora.adapters import open_adapter
     from tinylora.interop.card import model_card
 
-    opened = complete(open_adapter(reference), model)
-    folder = Path(reference)
-    run = folder if folder.is_dir() else None
-    portable = opened.to_portable() if opened.explicit is None else None
+    opened = open_adapter(reference)
+    portable = None
+    if opened.method.name == "tinylora":
+        opened = complete(opened, model)
+        portable = opened.to_portable() if opened.explicit is None else None
+    run = opened.folder if opened.label == str(opened.folder) else None
     name = model or opened.base_name or "unknown"
     return model_card(opened, portable, base_name=name, licence=licence or _licence(name), run=run), opened
 
@@ -100,9 +102,14 @@ def _hub_folder(folder: Path, text: str, opened: "Adapter", model: str, also: st
     from tinylora.interop.files import check_folder, write_folder
 
     check_folder(folder)
+    if opened.method.name != "tinylora":
+        raise UserError(
+            f"{opened.label} holds {opened.method.describe()}, and push is for TinyLoRA's adapters; what PEFT knows "
+            "lies as its own adapter in the run's folder peft, which PEFT's push_to_hub takes"
+        )
     if also:
         base = load_base(opened, model)
-        write_export(also, folder, put_on(opened, base), base, 0, "")
+        write_export(also, folder, put_on(opened, base), base, 0, "", public=True)
     else:
         write_folder(folder, {})
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,10 +1,11 @@
 """eval and chat: the untrained model beside an adapter."""
 
 import dataclasses
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -121,7 +122,7 @@ def eval_(
             check_writable(file)
     if controls:
         run = opened.folder
-        folder = out or (Path(adapter) if Path(adapter).is_dir() else None)
+        folder = out or (run if opened.is_own else None)
         if folder is None:
             raise UserError(f"{opened.label} is no run folder to write into; name one with --out")
         if rounded or samples != 1 or temperature:
@@ -210,6 +211,7 @@ def chat(
     from tinylora.adapters import open_adapter
     from tinylora.chat import format_pair, reply_pair
     from tinylora.evaluation.compare import check_base_kept, settings_for_eval
+    from tinylora.generation.types import SamplingParams
     from tinylora.workbench import open_workbench
 
     if bool(run) == bool(adapter):
@@ -220,21 +222,35 @@ def chat(
     check_base_kept(trained, config)
     bench = open_workbench(config, task=False, say=say, on=opened, other_base=other_base)
     v = opened.v
-    pairs = []
-    for line in prompt if prompt is not None else _typed_lines():
-        pair = reply_pair(
-            bench, v, line, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, plain=plain
-        )
-        pairs.append(dataclasses.asdict(pair))
-        if not as_json:
-            print(format_pair(pair) + "\n", flush=True)
-    if as_json:
-        print_json({"model": config.model.name, "adapter": opened.label, "replies": pairs})
+    SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)  # refuses what no line can take
+    pairs: list[dict[str, Any]] = []
+    failed = False
+    try:
+        for line in prompt if prompt is not None else _typed_lines():
+            try:
+                pair = reply_pair(
+                    bench, v, line, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, plain=plain
+                )
+            except UserError as error:  # this line cannot be asked; the others can
+                say(f"tinylora: {error}")
+                pairs.append({"prompt": line, "error": str(error)})
+                failed = True
+                continue
+            pairs.append(dataclasses.asdict(pair))
+            if not as_json:
+                print(format_pair(pair) + "\n", flush=True)
+    finally:  # also for Ctrl-C
+        if as_json:
+            print_json({"model": config.model.name, "adapter": opened.label, "replies": pairs})
+    if failed:
+        raise typer.Exit(2)
 
 
 def _typed_lines() -> Iterator[str]:
     """Lines of stdin that are not empty; on a terminal, with a prompt on stderr."""
     terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes of another encoding, one line of which would end it all
     if terminal:
         say("type a line; end with Ctrl-D")
     while True:

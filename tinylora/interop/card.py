@@ -10,6 +10,7 @@ from tinylora.adapter.portable import PortableAdapter
 from tinylora.adapters import Adapter
 from tinylora.errors import UserError
 from tinylora.evaluation.lengths import randoms_in_words
+from tinylora.models.bases import read_name
 from tinylora.reporting.metrics import read_jsonl
 
 UNKNOWN_LICENCE = "other"
@@ -25,7 +26,9 @@ def model_card(
     result = _read_json(run / "result.json") if run else None
     settings = adapter.run
     task = settings.task.name if settings else ""
-    repository, _, revision = ("", "", "") if _is_local(base_name) else base_name.partition("@")
+    repository, revision, quantization = ("", "", "none") if _is_local(base_name) else read_name(base_name)
+    if settings is not None and settings.model.name == repository:
+        revision, quantization = revision or settings.model.revision, settings.model.quantization
     shown = Path(base_name).name if _is_local(base_name) else repository  # where it lay is nobody's business
     lines = [
         "---",
@@ -38,11 +41,9 @@ def model_card(
         "- reinforcement-learning",
         "---",
         "",
-        f"# {adapter.v.numel()} numbers for {shown}",
+        f"# {adapter.v.numel():,} numbers for {shown}",
         "",
-        f"An adapter of {adapter.v.numel()} trained numbers (|v| = {float(adapter.v.norm()):.3g}); everything else is "
-        "rebuilt from the base model and a seed: W' = W + U diag(S) (sum_i v_i P_i) V^T (Morris et al. 2026, "
-        "arXiv:2602.04118).",
+        _what_it_is(adapter),
         "",
     ]
     if portable is not None:
@@ -51,7 +52,7 @@ def model_card(
             lines += [f"The file has {len(data)} bytes. The same as text:", "", "```", to_code(data), "```", ""]
         else:
             lines += [f"The file has {len(data)} bytes.", ""]
-        lines += _how_to_load(repository, revision)
+        lines += _how_to_load(repository if quantization == "none" else "", revision)
     lines += ["## What was trained", ""]
     lines += _training(adapter, shown, licence)
     lines += ["", "## What it changed", ""]
@@ -61,12 +62,23 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
+def _what_it_is(adapter: Adapter) -> str:
+    count = f"An adapter of {adapter.v.numel():,} trained numbers (|v| = {float(adapter.v.norm()):.3g})"
+    if adapter.method.name != "tinylora":
+        return f"{count}: {adapter.method.describe()}."
+    rebuilt = "everything else is rebuilt from the base model and a seed"
+    if adapter.explicit is not None:
+        rebuilt = "it brings its factors along"
+    return f"{count}; {rebuilt}: W' = W + U diag(S) (sum_i v_i P_i) V^T (Morris et al. 2026, arXiv:2602.04118)."
+
+
 def _is_local(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or name.endswith(".gguf") or Path(name).exists()
 
 
 def _how_to_load(repository: str, revision: str) -> list[str]:
-    if "/" not in repository:  # the embedded model, a folder or a GGUF file: tinylora knows how, transformers does not
+    # The embedded model, a folder, a GGUF file, a quantised base: tinylora knows how to load it.
+    if "/" not in repository:
         return ["```", "tinylora chat adapter.tinylora", "```", ""]
     at = f', revision="{revision}"' if revision else ""
     return [

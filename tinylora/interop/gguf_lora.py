@@ -5,6 +5,9 @@ stores q and k of the llama architecture with their rows in another order (for i
 Leaves out: architectures whose linear maps llama.cpp changes in other ways; they are refused by name.
 """
 
+import errno
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +87,19 @@ def write_gguf(
                 )
             for suffix, values in (("lora_a", factors.A[module]), ("lora_b", B)):
                 writer.add_tensor(f"{name}.{suffix}", cast(values, dtype, module).numpy().astype(DTYPES[dtype]))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+        except OSError as error:
+            if error.errno is None:  # numpy's word for a full disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
         scratch.replace(path)
     finally:
+        with suppress(OSError):  # of a full disk, once more
+            writer.close()
         scratch.unlink(missing_ok=True)
     return factors
 

@@ -45,5 +45,9 @@ def clear_cache() -> int:
     """Delete all cached files and return the bytes freed; everything comes back by itself when it is needed again."""
     entries = cache_report()
     for entry in entries:
-        shutil.rmtree(entry.path)
+        if entry.path.is_symlink():  # moved to another disk by hand: it stays where it is, and is emptied
+            for inside in entry.path.iterdir():
+                shutil.rmtree(inside) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
+        else:
+            shutil.rmtree(entry.path)
     return sum(entry.total_bytes for entry in entries)

@@ -29,7 +29,7 @@ def load_facts(path: Path) -> dict[str, object]:
     try:
         with safe_open(path, framework="pt") as handle:
             facts = json.loads((handle.metadata() or {}).get("facts", "{}"))
-    except (SafetensorError, OSError, ValueError):
+    except (SafetensorError, OSError, ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
 

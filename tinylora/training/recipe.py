@@ -46,7 +46,7 @@ def parse_recipe(text: str, source: str) -> RunConfig:
     """Settings from TOML text; `source` names it in errors. Raises: UserError as `load_recipe` does."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"recipe {source} is not TOML: {error}") from error
     config: RunConfig = _build(RunConfig, fill_in(table), "")
     return config
