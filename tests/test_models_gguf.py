@@ -260,6 +260,15 @@ def test_a_copy_of_a_scaled_file_from_before_is_not_used(
         _load(path)
 
 
+def test_an_adapter_beside_the_file_is_refused(tmp_path: Path, fresh_cache: Path) -> None:
+    """transformers would apply it, or load the base that it names in place of the file."""
+    path = tmp_path / "tiny.gguf"
+    _write_qwen2(path, untied=True)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"beside the model tiny\.gguf .*adapter_config\.json.*into another folder"):
+        _load(path)
+
+
 def test_not_a_gguf_file(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04 something else")

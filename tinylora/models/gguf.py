@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from tinylora.errors import UserError
 from tinylora.models.digest import remembered_sha256, sha256_of
+from tinylora.models.names import refuse_adapter
 from tinylora.models.quiet import quiet
 from tinylora.paths import cache_dir
 
@@ -40,8 +41,8 @@ def converted_folder(gguf: Path, sha256: str) -> Path:
 
     It lies in the cache under the file's SHA-256. Two processes may ask at once; a copy that is incomplete or whose
     bytes have changed is made again.
-    Raises: UserError for a damaged file, an architecture that transformers does not know, scaled rotary positions, and
-    a full disk.
+    Raises: UserError for a damaged file, an architecture that transformers does not know, scaled rotary positions, a
+    PEFT adapter beside the file, and a full disk.
     """
     folder = cache_dir() / "converted" / sha256
     try:
@@ -97,9 +98,12 @@ def _check_room(gguf: Path, folder: Path) -> None:
 def _read(gguf: Path) -> tuple[Any, Any]:
     """The model, dequantised in float32, and the tokenizer of a GGUF file.
 
-    Raises: UserError for a damaged file, an architecture that transformers does not know, and scaled rotary positions.
+    Raises: UserError for a damaged file, an architecture that transformers does not know, scaled rotary positions, and
+    a PEFT adapter beside the file.
     """
     import transformers
+
+    refuse_adapter(gguf.parent, gguf.name, "move one of them into another folder")
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
     config_class = getattr(transformers, "GgufConfig", None)
