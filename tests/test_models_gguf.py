@@ -35,8 +35,18 @@ def _round_to_bf16(x: Array) -> Array:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
-def _write_qwen2(path: Path, *, untied: bool, architecture: str = "qwen2") -> dict[str, Array]:
-    """Write a tiny Qwen2 as GGUF, matrices in Q8_0, and return what its tensors stand for."""
+def _write_qwen2(
+    path: Path,
+    *,
+    untied: bool,
+    architecture: str = "qwen2",
+    metadata: dict[str, str | float] | None = None,
+    extra: dict[str, list[float]] | None = None,
+) -> dict[str, Array]:
+    """Write a tiny Qwen2 as GGUF, matrices in Q8_0, and return what its tensors stand for.
+
+    `metadata` has further keys after the architecture's name, `extra` further tensors in float32.
+    """
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(64)
@@ -47,6 +57,9 @@ def _write_qwen2(path: Path, *, untied: bool, architecture: str = "qwen2") -> di
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
+    for key, value in (metadata or {}).items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(f"{architecture}.{key}", value)  # type: ignore[arg-type]
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
@@ -74,6 +87,8 @@ def _write_qwen2(path: Path, *, untied: bool, architecture: str = "qwen2") -> di
         else:
             truth[name] = x
             writer.add_tensor(name, x)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, np.array(values, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -168,6 +183,89 @@ def test_architecture_that_transformers_does_not_know(tmp_path: Path, fresh_cach
     path = tmp_path / "odd.gguf"
     _write_qwen2(path, untied=True, architecture="hyperllama")
     with pytest.raises(UserError, match=r"transformers 5.* cannot load the GGUF file .*hyperllama"):
+        _load(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "extra", "found"),
+    [
+        ({}, {"rope_freqs.weight": [1, 1, 8, 32]}, r"the tensor rope_freqs\.weight, factors from 1 to 32"),
+        ({}, {"rope_factors_long.weight": [1, 2]}, r"the tensor rope_factors_long\.weight, factors from 1 to 2"),
+        ({}, {"rope_factors_short.weight": [0.5, 1]}, r"the tensor rope_factors_short\.weight, factors from 0\.5 to 1"),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+            {},
+            r"qwen2\.rope\.scaling\.type = yarn, qwen2\.rope\.scaling\.factor = 4\.0",
+        ),
+        ({"rope.scaling.type": "longrope"}, {}, r"qwen2\.rope\.scaling\.type = longrope"),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 1.0, "rope.scaling.attn_factor": 1.5},
+            {},
+            "factor = 1.5",
+        ),
+        ({"rope.scaling.factor": 2.0}, {}, r"qwen2\.rope\.scaling\.factor = 2\.0"),  # linear, where no type is given
+        ({"rope.scale_linear": 8.0}, {}, r"qwen2\.rope\.scale_linear = 8\.0"),
+        ({"rope.scaling.type": "none"}, {"rope_freqs.weight": [1, 2]}, r"the tensor rope_freqs\.weight, .*"),
+    ],
+)
+def test_scaled_positions_are_refused(
+    tmp_path: Path, fresh_cache: Path, metadata: dict[str, str | float], extra: dict[str, list[float]], found: str
+) -> None:
+    """transformers would load each of these as if its positions were not scaled."""
+    path = tmp_path / "scaled.gguf"
+    _write_qwen2(path, untied=True, metadata=metadata, extra=extra)
+    with pytest.raises(
+        UserError, match=rf"scaled\.gguf scales its rotary positions \(.*{found}\).*safetensors instead"
+    ):
+        _load(path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"rope.scaling.type": "none", "rope.scaling.factor": 8.0},
+        {"rope.scaling.type": "linear"},
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 1.0, "rope.scaling.attn_factor": 1.0},
+        {"rope.scaling.factor": 0.0, "rope.scaling.original_context_length": 32.0},
+    ],
+)
+def test_factors_of_one_scale_nothing(tmp_path: Path, fresh_cache: Path, metadata: dict[str, str | float]) -> None:
+    path = tmp_path / "plain.gguf"
+    _write_qwen2(path, untied=True, metadata=metadata, extra={"rope_freqs.weight": [1, 1, 1, 1]})
+    assert _load(path).context_length == 64
+
+
+@pytest.mark.parametrize(("factors", "fits"), [([1, 1e30, 1e30, 1e30], True), ([1, 1, 1e30, 1e30], False)])
+def test_the_unrotated_channels_of_gemma_4(tmp_path: Path, factors: list[float], fits: bool) -> None:
+    """A Gemma 4 file marks with 1e30 the three quarters that transformers does not rotate, either."""
+    path = tmp_path / "gemma.gguf"
+    _write_qwen2(path, untied=True, architecture="gemma4", extra={"rope_freqs.weight": factors})
+    if fits:
+        conversion._refuse_scaled_positions(path)
+    else:
+        with pytest.raises(UserError, match="scales its rotary positions"):
+            conversion._refuse_scaled_positions(path)
+
+
+def test_a_copy_of_a_scaled_file_from_before_is_not_used(
+    tmp_path: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "scaled.gguf"
+    _write_qwen2(path, untied=True, extra={"rope_freqs.weight": [1, 1, 8, 32]})
+    with monkeypatch.context() as before:
+        before.setattr(conversion, "FORMAT", 1)
+        before.setattr(conversion, "_refuse_scaled_positions", lambda _: None)
+        _load(path)
+    with pytest.raises(UserError, match="scales its rotary positions"):
+        _load(path)
+
+
+def test_an_adapter_beside_the_file_is_refused(tmp_path: Path, fresh_cache: Path) -> None:
+    """transformers would apply it, or load the base that it names in place of the file."""
+    path = tmp_path / "tiny.gguf"
+    _write_qwen2(path, untied=True)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"beside the model tiny\.gguf .*adapter_config\.json.*into another folder"):
         _load(path)
 
 

@@ -1,20 +1,26 @@
 """Loading from folders and by name, and the sentences a user sees when it fails."""
 
+import copy
 import functools
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import peft
 import pytest
 import torch
 import transformers
 from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 from tokenizers import processors
 from transformers import AutoConfig, PreTrainedModel
 
+import tinylora.models.load as loading
 from tinylora.errors import UserError
+from tinylora.models.hub import hub_folder
 from tinylora.models.load import BaseModel, encode_prompt, load_base_model
 
 USER = [{"role": "user", "content": "1 + 2 ="}]
@@ -163,6 +169,44 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
         _load(tmp_path)
 
 
+@pytest.fixture
+def with_adapter(tiny_folder: Path, tiny_llama: PreTrainedModel) -> Path:
+    """The tiny model's folder with a LoRA of PEFT in it, as a checkpoint folder that somebody exported into."""
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    with warnings.catch_warnings():  # PEFT's, about transformers
+        warnings.simplefilter("ignore")
+        peft.get_peft_model(copy.deepcopy(tiny_llama), lora).save_pretrained(tiny_folder)
+    assert (tiny_folder / "adapter_config.json").is_file() and (tiny_folder / "adapter_model.safetensors").is_file()
+    return tiny_folder
+
+
+def test_an_adapter_in_the_folder_is_refused(with_adapter: Path) -> None:
+    """transformers would apply it where PEFT is installed, and the adapter's A and B would be maps of the base."""
+    with pytest.raises(
+        UserError, match=r"PEFT adapter \(.*/adapter_config\.json\), which .*; move its adapter_\* files"
+    ):
+        _load(with_adapter)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter_that_transformers_applied_all_the_same_is_noticed(
+    with_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "refuse_adapter", lambda *_: None)
+    with pytest.raises(UserError, match="transformers has put a PEFT adapter on .*, which was to be the base alone"):
+        _load(with_adapter)
+
+
+def test_weights_of_an_adapter_are_no_files_of_the_base(with_adapter: Path, tiny_llama: PreTrainedModel) -> None:
+    """Without its configuration nothing applies them; and an adapter below the folder is another thing."""
+    (with_adapter / "peft").mkdir()
+    (with_adapter / "adapter_config.json").rename(with_adapter / "peft" / "adapter_config.json")
+    base = _load(with_adapter)
+    assert base.files == (with_adapter / "model.safetensors",)
+    ids = torch.arange(3, 40)[None]
+    assert torch.equal(base.model(ids).logits, tiny_llama(ids).logits)
+
+
 def test_revision_needs_the_hub(tiny_folder: Path) -> None:
     with pytest.raises(UserError, match="only hub models have revisions"):
         _load(tiny_folder, revision="main")
@@ -236,6 +280,37 @@ def test_a_hub_model_is_recorded_with_its_commit(hub: Path, revision: str) -> No
     base = load_base_model("org/name", device="cpu", dtype="float32", revision=revision)
     assert (base.kind, base.name, base.revision) == ("hub", "org/name", COMMIT)
     assert base.files == (hub / "model.safetensors",)
+
+
+def test_an_adapter_in_a_hub_repository_is_refused(with_adapter: Path, hub: Path) -> None:
+    with pytest.raises(UserError, match=r"adapter_config\.json\).*; fetch it without \(hf download org/name --exclude"):
+        load_base_model("org/name", device="cpu")
+    with pytest.raises(UserError, match=rf"\(hf download org/name --revision {COMMIT} --exclude 'adapter_\*'"):
+        load_base_model("org/name", device="cpu", revision=COMMIT)
+
+
+def test_weights_of_an_adapter_are_not_fetched_nor_taken_for_the_models(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository with pickled weights and an adapter's safetensors that an earlier download left in the cache."""
+    (hub / "model.safetensors").rename(hub / "adapter_model.safetensors")
+    (hub / "pytorch_model.bin").touch()
+    asked = []
+
+    def download(*_: object, **options: Any) -> str:
+        asked.append(options)
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub_folder("org/name", "", trust_remote_code=False)
+    hub_files = ["model.safetensors", "adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin"]
+    fetched = [list(filter_repo_objects(hub_files, **_patterns(options))) for options in asked]
+    # without the adapter's file in the cache the first answer would have held no safetensors, either
+    assert fetched == [["model.safetensors"], ["model.safetensors", "pytorch_model.bin"]]
+
+
+def _patterns(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in ("allow_patterns", "ignore_patterns")}
 
 
 def test_hub_offline(hub: Path) -> None:

@@ -6,6 +6,8 @@ unpacks the blocks anew at every load (a dozen seconds for 135 M weights); the c
 
 Where the file stores an output head apart from the embeddings, the two stay apart, even if the publisher's own
 checkpoint ties them: quantised at different precision they are different numbers.
+
+transformers leaves scaled rotary positions out of account in a GGUF file, and says nothing; such a file is refused.
 """
 
 import contextlib
@@ -23,12 +25,15 @@ from filelock import FileLock
 
 from tinylora.errors import UserError
 from tinylora.models.digest import remembered_sha256, sha256_of
+from tinylora.models.names import refuse_adapter
 from tinylora.models.quiet import quiet
 from tinylora.paths import cache_dir
 
-FORMAT = 1  # raise it when a conversion would give other weights, so that old copies are made again
+FORMAT = 2  # raise it when a conversion would give other weights, so that old copies are made again
 MARKER = "conversion.json"
 WEIGHTS = "model.safetensors"
+UNROTATED = 1e30
+"""The factor by which a GGUF file marks a pair of channels that is not rotated at all."""
 
 
 def converted_folder(gguf: Path, sha256: str) -> Path:
@@ -36,7 +41,8 @@ def converted_folder(gguf: Path, sha256: str) -> Path:
 
     It lies in the cache under the file's SHA-256. Two processes may ask at once; a copy that is incomplete or whose
     bytes have changed is made again.
-    Raises: UserError for a damaged file, an architecture that transformers does not know, and a full disk.
+    Raises: UserError for a damaged file, an architecture that transformers does not know, scaled rotary positions, a
+    PEFT adapter beside the file, and a full disk.
     """
     folder = cache_dir() / "converted" / sha256
     try:
@@ -90,8 +96,14 @@ def _check_room(gguf: Path, folder: Path) -> None:
 
 
 def _read(gguf: Path) -> tuple[Any, Any]:
-    """The model, dequantised in float32, and the tokenizer of a GGUF file."""
+    """The model, dequantised in float32, and the tokenizer of a GGUF file.
+
+    Raises: UserError for a damaged file, an architecture that transformers does not know, scaled rotary positions, and
+    a PEFT adapter beside the file.
+    """
     import transformers
+
+    refuse_adapter(gguf.parent, gguf.name, "move one of them into another folder")
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
     config_class = getattr(transformers, "GgufConfig", None)
@@ -101,9 +113,10 @@ def _read(gguf: Path) -> tuple[Any, Any]:
     try:
         # transformers draws one bar here whatever it is told, hence the redirection
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
+            _refuse_scaled_positions(gguf)
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # the parsers raise nearly anything on a truncated file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -114,6 +127,54 @@ def _read(gguf: Path) -> tuple[Any, Any]:
             ) from error
         raise UserError(f"the GGUF file {gguf} is damaged or not well-formed ({reason}); fetch it again") from error
     return model, tokenizer
+
+
+def _refuse_scaled_positions(gguf: Path) -> None:
+    """Raises: UserError if the file scales its rotary positions. Weights are not read."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf)
+    values = {key: field.contents() for key, field in reader.fields.items() if ".rope.scal" in key}
+    found = _scaled_by_metadata(values) or _scaled_by_tensors(reader)
+    if found:
+        raise UserError(
+            f"the GGUF file {gguf} scales its rotary positions ({found}), and transformers reads a GGUF file without "
+            f"that, which is another model; give the folder or hub id with the model's safetensors instead"
+        )
+
+
+def _scaled_by_metadata(values: dict[str, Any]) -> str:
+    """What scales the positions, by the keys *.rope.scaling.* and *.rope.scale_linear; empty if nothing does.
+
+    As llama.cpp reads them: no type means linear, a factor of 0 stands for none, and the type none turns the rest off.
+    """
+    by_name = {key.split(".rope.", 1)[1]: (key, value) for key, value in values.items()}
+    key, kind = by_name.get("scaling.type", ("", "linear"))
+    if kind == "none":
+        return ""
+    stated = [by_name[name] for name in ("scaling.factor", "scale_linear", "scaling.attn_factor") if name in by_name]
+    told = ", ".join(f"{one} = {value}" for one, value in ([(key, kind)] if key else []) + stated)
+    unscaled = all(value in (0, 1) for _, value in stated) and (stated or kind == "linear")
+    return "" if unscaled else told
+
+
+def _scaled_by_tensors(reader: Any) -> str:
+    """The tensor with factors of the frequencies that are not all 1; empty if there is none."""
+    from gguf import dequantize
+
+    architecture = reader.fields.get("general.architecture")
+    for tensor in reader.tensors:
+        if "rope_freqs" not in tensor.name and "rope_factors" not in tensor.name:
+            continue
+        factors = dequantize(tensor.data, tensor.tensor_type).ravel()
+        if architecture and architecture.contents() == "gemma4":
+            # Its first quarter is rotated and the rest is not, which transformers assumes of every Gemma 4.
+            rotated = len(factors) // 4
+            if (factors[rotated:] >= UNROTATED / 2).all():
+                factors = factors[:rotated]
+        if not (factors == 1).all():
+            return f"the tensor {tensor.name}, factors from {factors.min():g} to {factors.max():g}"
+    return ""
 
 
 def _as_plain_bf16(model: Any) -> Any:

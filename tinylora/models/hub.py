@@ -8,13 +8,14 @@ from pathlib import Path
 
 from tinylora.errors import UserError
 from tinylora.models.embedded import EMBEDDED
+from tinylora.models.names import refuse_adapter, weight_files
 
 WEIGHTS = "*.safetensors"
 PICKLED_WEIGHTS = "*.bin"
 REST = ["*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
 CODE = "*.py"
 # Other formats and copies of the same weights
-NEVER = ["*/*", "consolidated*", "training_args.bin", "optimizer.bin"]
+NEVER = ["*/*", "consolidated*", "training_args.bin", "optimizer.bin", "adapter_model*"]
 
 
 def hub_folder(name: str, revision: str, trust_remote_code: bool) -> tuple[Path, str]:
@@ -22,14 +23,18 @@ def hub_folder(name: str, revision: str, trust_remote_code: bool) -> tuple[Path,
 
     Offline, what the cache holds of that revision is used. Pickled weights are only fetched if there are no
     safetensors, and code only if it is trusted.
-    Raises: UserError if it does not exist, may not be read, or cannot be reached.
+    Raises: UserError if it does not exist, may not be read, cannot be reached, or holds a PEFT adapter, too.
     """
     patterns = [WEIGHTS, *REST, *([CODE] if trust_remote_code else [])]
     folder = _download(name, revision, patterns)
-    if not any(folder.glob(WEIGHTS)):
+    if not any(file.match(WEIGHTS) for file in weight_files(folder)):
         folder = _download(name, revision, [PICKLED_WEIGHTS, *patterns])
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} on the hub has no config.json; give a model in transformers' format")
+    command = f"hf download {name}{f' --revision {revision}' if revision else ''}"
+    refuse_adapter(
+        folder, name, f"fetch it without ({command} --exclude 'adapter_*' --local-dir FOLDER) and give that folder"
+    )
     return folder, folder.name  # the hub's cache names a snapshot's folder by its commit
 
 

@@ -19,7 +19,7 @@ from tinylora.models.digest import remembered_sha256
 from tinylora.models.embedded import EMBEDDED, embedded_file
 from tinylora.models.gguf import converted_folder
 from tinylora.models.hub import hub_folder
-from tinylora.models.names import Kind, Source, resolve_name
+from tinylora.models.names import Kind, Source, refuse_adapter, resolve_name, weight_files
 from tinylora.models.prompt import encode_prompt
 from tinylora.models.quantise import (
     check_quantisation,
@@ -86,8 +86,8 @@ def load_base_model(
     """Load a model by name, in eval mode and with no gradients; its linear maps quantised on the way (quantise.py).
 
     Raises: UserError, one sentence, for a missing or damaged model, an unknown architecture, a model that is no causal
-    language model, a wrong checksum, a hub that cannot be reached, a device that is not there, or a quantisation that
-    does not go with it.
+    language model, a wrong checksum, a PEFT adapter beside the model, a hub that cannot be reached, a device that is
+    not there, or a quantisation that does not go with it.
     """
     source = resolve_name(name)
     torch_device = resolve_device(device)
@@ -115,7 +115,7 @@ def load_base_model(
         tokenizer=tokenizer,
         name=name,
         kind=source.kind,
-        files=tuple(sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))),
+        files=weight_files(folder),
         revision=commit,
         sha256=sha256,
         device=torch_device,
@@ -139,6 +139,9 @@ def _local_folder(source: Source, revision: str, trust_remote_code: bool) -> tup
     if source.kind == "gguf":
         sha256 = remembered_sha256(source.path)
         return converted_folder(source.path, sha256), "", sha256
+    refuse_adapter(
+        source.path, source.name, "move its adapter_* files into another folder, or merge it and give the merged model"
+    )
     return source.path, "", ""
 
 
@@ -171,6 +174,11 @@ def _load(
         raise
     except (OSError, ValueError, LookupError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
         _explain(source, error)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"transformers has put a PEFT adapter on {source.name}, which was to be the base alone; give the model "
+            "without its adapter"
+        )
     if missing := sorted(report["missing_keys"]):
         # transformers would go on with random numbers in their place
         raise UserError(

@@ -13,6 +13,7 @@ Kind = Literal["embedded", "gguf", "folder", "hub"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 GGUF_MAGIC = b"GGUF"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +46,22 @@ def resolve_name(name: str) -> Source:
     raise UserError(f"no model is named {name!r}; give {_choices()}")
 
 
+def refuse_adapter(folder: Path, name: str, advice: str) -> None:
+    """Raises: UserError if a model's folder holds a PEFT adapter, too: transformers would apply it and say nothing."""
+    if (file := folder / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"beside the model {name} lies a PEFT adapter ({file}), which transformers would apply unasked; {advice}"
+        )
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors of a model's folder, or its pickled weights if there are none; never those of an adapter."""
+    for pattern in ("*.safetensors", "*.bin"):
+        if files := [file for file in sorted(folder.glob(pattern)) if not file.name.startswith("adapter_model")]:
+            return tuple(files)
+    return ()
+
+
 def _choices() -> str:
     return f"{' or '.join(EMBEDDED)} (embedded), a folder, a .gguf file, or a hub id such as org/name"
 
@@ -56,7 +73,7 @@ def _looks_like_a_path(name: str) -> bool:
 def _check_folder(path: Path) -> Path:
     if (path / "config.json").is_file():
         return path
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file():
         raise UserError(f"{path} holds an adapter, not a model; give the model that the adapter was trained on")
     if files := sorted(path.glob("*.gguf")):
         raise UserError(f"{path} has no config.json; to load a GGUF file, give its path, such as {files[0]}")
