@@ -1,6 +1,6 @@
 """Count the answers kept in docs/studies again: shares, and every condition against the adapter, from nothing else.
 
-    python bench/recount.py docs/studies/dial-smollm2 [--against rl-tinylora-13] [--save]
+    python bench/recount.py docs/studies/dial-smollm2 [--against rl-tinylora-13] [--seed 0] [--save]
 
 Each file NAME.jsonl.gz holds lines with condition, item and scores; "tuned" is the adapter. The p values of a file are
 also adjusted together (Benjamini-Hochberg), as `tinylora eval --controls` does. What untrained.jsonl.gz holds is
@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--against", default="", help="a cell that all others are compared with")
+    parser.add_argument("--seed", type=int, help="runs of this training seed alone, so that only draws of P are pooled")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     files = {file.name.removesuffix(".jsonl.gz"): read(file) for file in sorted(args.folder.glob("*.jsonl.gz"))}
@@ -111,12 +112,14 @@ def main() -> None:
             counted[name]["unseen"] = recount(part)
     cells: dict[str, dict[Seed, dict[str, bool]]] = {}
     for name, right in files.items():
-        if seed := re.fullmatch(r"(.*)_s(\d+)(?:p(\d+))?", name):
+        seed = re.fullmatch(r"(.*)_s(\d+)(?:p(\d+))?", name)
+        if seed and args.seed in (None, int(seed[2])):
             cells.setdefault(seed[1], {})[int(seed[2]), int(seed[3] or 0)] = right["tuned"]
     if args.against and args.against not in cells:
         raise SystemExit(f"no file {args.against}_s*.jsonl.gz in {args.folder}")
     result = {"folder": args.folder.name, "files": counted, "pooled": pooled(cells, shared, args.against)}
-    finish(f"recount_{args.folder.name}", result, args.save)
+    only = "" if args.seed is None else f"_seed{args.seed}"
+    finish(f"recount_{args.folder.name}{only}", result, args.save)
 
 
 if __name__ == "__main__":
