@@ -99,8 +99,8 @@ class Store:
         self._write_rows()
 
     def _set_aside(self, say: Say) -> None:
-        """What other settings gave. The plan goes first, as without it the lines are nobody's."""
-        for path in (self.plan_path, self._evidence_path, self.path):
+        """What other settings gave. The plan goes last: while it is there, a start after a kill comes here again."""
+        for path in (self.path, self._evidence_path, self.plan_path):
             if path.exists():
                 path.replace(path.with_name(path.name + ".old"))
         say(

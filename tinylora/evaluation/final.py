@@ -49,9 +49,8 @@ def prompt_candidates(config: RunConfig) -> dict[str, Callable[[Item], list[Mess
             )
         if table["name"] in candidates:
             raise UserError(
-                f"eval.prompts[{number - 1}] has the name {table['name']!r}, which "
-                f"{'is that of the run' + chr(39) + 's own prompt' if table['name'] == 'own' else 'another one has'}; "
-                "give each a name of its own"
+                f"eval.prompts[{number - 1}] has the name {table['name']!r}, which another prompt has "
+                "('own' is the run's); give each a name of its own"
             )
         candidates[table["name"]] = Prompt(
             replace(
