@@ -154,6 +154,8 @@ def test_the_copy_in_the_folder_is_the_same_sweep_and_another_one_is_refused(tmp
     (folder / "demo.toml").write_text(sweep.recipe_text())
     (folder / "sweep.toml").write_text(sweep.text())
     assert check_same(sweep, folder)
+    (folder / "cells" / "a" / "seed-0").mkdir(parents=True)
+    (folder / "cells" / "a" / "seed-0" / "items.jsonl").touch()  # one run is evaluated
     for changes, says in (
         ({"seeds": [0, 2]}, "seeds of cell 'a' ([0, 1] there, [0, 2] here)"),
         ({"set": ["train.steps=3"]}, "train.steps (40 there, 3 here)"),
@@ -165,6 +167,20 @@ def test_the_copy_in_the_folder_is_the_same_sweep_and_another_one_is_refused(tmp
         with pytest.raises(UserError, match="holds another sweep, which differs in") as error:
             check_same(load_sweep(sweep_file(tmp_path, **table)), folder)
         assert says in str(error.value)
+
+
+def test_the_number_of_test_items_may_change_before_anything_is_evaluated(tmp_path: Path) -> None:
+    late, out = datetime(2020, 1, 1), tmp_path / "out"
+    Driver(load_sweep(sweep_file(tmp_path)), out, jobs=1, threads=1, say=print, until=late).run()
+    fewer, said = load_sweep(sweep_file(tmp_path, evaluate={"num_items": 7})), list[str]()
+    Driver(fewer, out, jobs=1, threads=1, say=said.append, until=late).run()
+    assert said[0] == "7 test items from now on (1000 before; nothing is evaluated yet)"
+    assert load_sweep(out / "sweep.toml").num_items == 7
+    (out / "cells" / "a" / "seed-0_projection-0").mkdir(parents=True)
+    (out / "cells" / "a" / "seed-0_projection-0" / "items.jsonl").touch()
+    assert check_same(fewer, out)
+    with pytest.raises(UserError, match=r"evaluate.num_items \(7 there, 1000 here\)"):
+        check_same(load_sweep(sweep_file(tmp_path)), out)
 
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:

@@ -19,10 +19,9 @@ from filelock import FileLock, Timeout
 
 import tinylora
 from tinylora.errors import UserError
-from tinylora.sweeps.plan import Cell, Choice, Run, Sweep, check_same
+from tinylora.sweeps.plan import ITEMS, Cell, Choice, Run, Sweep, check_same
 from tinylora.sweeps.results import Results
 from tinylora.sweeps.state import (
-    ITEMS,
     TALK,
     Failure,
     RunState,
@@ -105,12 +104,23 @@ class Driver:
                 f"cannot write in {self.folder} ({error.strerror}); name another folder with --out"
             ) from error
         with self._lock():
-            if not check_same(self.sweep, self.folder):
-                self._begin()
+            self._begin_or_go_on()
             try:
                 return self._loop()
             finally:
                 self._stop()
+
+    def _begin_or_go_on(self) -> None:
+        from tinylora.training.run_folder import write_atomically
+
+        before = check_same(self.sweep, self.folder)
+        if before is None:
+            self._begin()
+        elif before.num_items != self.sweep.num_items:
+            write_atomically(self.folder / "sweep.toml", self.sweep.text().encode())
+            self.say(
+                f"{self.sweep.num_items} test items from now on ({before.num_items} before; nothing is evaluated yet)"
+            )
 
     def _begin(self) -> None:
         from tinylora.training.run_folder import write_atomically

@@ -43,6 +43,8 @@ OURS = {
 """Settings that a sweep makes itself, and by what."""
 MEASURES = ("reward.", "task.", "train.control", "grpo.truncated", "eval.num_validation")
 """Settings (or the beginnings of their names) that decide what validation measures, so it cannot choose among them."""
+ITEMS = "items.jsonl"
+"""In the folder of a run, cells/CELL/RUN: every answer of its evaluation. It is there if the run is evaluated."""
 LONGEST_NAME = 200
 """Characters of a folder's name; file systems take 255 bytes at most."""
 
@@ -330,17 +332,18 @@ def find_sweep(name_or_path: str) -> Path:
     return path
 
 
-def check_same(sweep: Sweep, folder: Path) -> bool:
-    """Whether the folder holds this very sweep already; False if it holds none.
+def check_same(sweep: Sweep, folder: Path) -> Sweep | None:
+    """The sweep that the folder holds, which is this very one; None if it holds none.
 
-    Raises: UserError, which says what differs, if it holds another one.
+    The number of test items may be another one as long as nothing is evaluated: no training depends on it.
+    Raises: UserError, which says what differs, if it holds another sweep.
     """
     stored = folder / "sweep.toml"
     if not stored.is_file():
-        return False
+        return None
     other = load_sweep(stored)
     differences = [f"{key} ({old!r} there, {new!r} here)" for key, old, new in diff_configs(other.base, sweep.base)]
-    if other.num_items != sweep.num_items:
+    if other.num_items != sweep.num_items and any(folder.glob(f"cells/*/*/{ITEMS}")):
         differences.append(f"evaluate.num_items ({other.num_items} there, {sweep.num_items} here)")
     theirs, ours = ({cell.name: cell for cell in one.cells} for one in (other, sweep))
     differences += [f"cell {name!r} (only there)" for name in theirs if name not in ours]
@@ -358,7 +361,7 @@ def check_same(sweep: Sweep, folder: Path) -> bool:
             f"{folder} holds another sweep, which differs in {', '.join(differences[:4])}{more}; "
             "name another folder with --out"
         )
-    return True
+    return other
 
 
 def _plain(value: Any) -> str:

@@ -10,8 +10,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from tinylora.reporting.metrics import finite_json, read_jsonl
-from tinylora.sweeps.plan import Cell, Choice, Run, Sweep
-from tinylora.sweeps.state import ITEMS, RunState, untrained_key, validation
+from tinylora.sweeps.plan import ITEMS, Cell, Choice, Run, Sweep
+from tinylora.sweeps.state import RunState, untrained_key, validation
 from tinylora.training.recipe import load_recipe
 
 FILE, VERSION = "results.json", 1

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tinylora.reporting.metrics import read_jsonl
-from tinylora.sweeps.plan import Choice, Run
+from tinylora.sweeps.plan import ITEMS, Choice, Run
 from tinylora.training.config import RunConfig
 from tinylora.training.recipe import load_recipe, to_table
 
-ITEMS, TALK, STATE = "items.jsonl", "talk.txt", "state.json"
+TALK, STATE = "talk.txt", "state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
