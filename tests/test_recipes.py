@@ -14,7 +14,7 @@ from tinylora.inspection import shape_model
 from tinylora.tasks.build import SCORERS
 from tinylora.tasks.prompt import Prompt
 from tinylora.training.config import RunConfig
-from tinylora.training.recipe import apply_overrides, dump_config, load_recipe
+from tinylora.training.recipe import apply_overrides, dump_config, load_recipe, recipe_name
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 NAMES = [path.stem for path in RECIPES]
@@ -93,6 +93,11 @@ def test_paper_recipe_has_the_papers_settings(name: str) -> None:
     assert config.grpo.prompts_per_step * config.grpo.group_size == 64
     assert config.train.steps == 3 * 7473 // 16
     assert config.eval.num_test == 1319
+
+
+@pytest.mark.parametrize("name", ["gsm8k-0.5b", "gsm8k-0.5b.toml", "some.where/gsm8k-0.5b.toml"])
+def test_a_point_in_a_recipes_name_stays_in_the_names_of_its_runs(name: str) -> None:
+    assert recipe_name(name) == "gsm8k-0.5b"
 
 
 @pytest.mark.parametrize(("name", "modules"), [("gsm8k-0.5b", 168), ("demo", 210)])

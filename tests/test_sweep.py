@@ -278,7 +278,9 @@ def test_a_candidate_that_is_tried_again_does_not_take_the_results_away(tmp_path
     assert driver.standing(cell)[0] is None
 
 
-@pytest.mark.parametrize(("name", "becomes"), [("my recipe", "my-recipe"), ("sweep", "sweep-recipe"), (".x", "x")])
+@pytest.mark.parametrize(
+    ("name", "becomes"), [("my recipe", "my-recipe"), ("sweep", "sweep-recipe"), (".x", "x"), ("a-0.5b", "a-0.5b")]
+)
 def test_a_recipe_may_have_any_name(tmp_path: Path, name: str, becomes: str) -> None:
     (tmp_path / f"{name}.toml").write_text(dump_config(load_recipe("demo")))
     path = tmp_path / "grid.toml"

@@ -64,7 +64,7 @@ def train(
     else:
         if recipe is None:
             raise UserError("name a recipe, such as: tinylora train demo (tinylora recipes lists them)")
-        from tinylora.training.recipe import load_recipe
+        from tinylora.training.recipe import load_recipe, recipe_name
 
         as_control = [] if control is Control.none else [f"train.control={control.value}"]
         config = load_recipe(recipe, [*(set_ or []), *as_control])
@@ -75,7 +75,7 @@ def train(
             return
         from tinylora.training.train import train as train_run
 
-        name = Path(recipe).stem + ("" if control is Control.none else f"-{control.value}")
+        name = recipe_name(recipe) + ("" if control is Control.none else f"-{control.value}")
         before = _runs(out, name)
         with _resumable(lambda: next(iter(_runs(out, name) - before), None)):
             result = train_run(config, out=out, name=name, say=say)

@@ -29,7 +29,7 @@ import tomli_w
 
 from tinylora.errors import UserError
 from tinylora.training.config import RunConfig
-from tinylora.training.recipe import apply_overrides, closest, diff_configs, dump_config, load_recipe
+from tinylora.training.recipe import apply_overrides, closest, diff_configs, dump_config, load_recipe, recipe_name
 
 Value = str | int | float | bool
 TOP = ("recipe", "set", "seeds", "projection_seeds", "evaluate", "choose", "cell")
@@ -184,7 +184,7 @@ def _sweep(table: dict[str, Any], path: Path) -> Sweep:
             raise UserError(f"two cells are named {cell.name!r}; a cell's name is its folder, so give each its own")
         seen.add(cell.name.casefold())
     # Run folders are called after it; "sweep.toml" is the folder's own.
-    name = re.sub(r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]", "-", Path(recipe).stem).lstrip("-") or "recipe"
+    name = re.sub(r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]", "-", recipe_name(recipe)).lstrip("-") or "recipe"
     sweep = Sweep(
         name="sweep-recipe" if name == "sweep" else name, base=base, num_items=num_items, cells=cells, set=changes
     )

@@ -52,6 +52,11 @@ def parse_recipe(text: str, source: str) -> RunConfig:
     return config
 
 
+def recipe_name(name_or_path: str) -> str:
+    """What runs of a recipe are called after: gsm8k-0.5b, or mine for folder/mine.toml."""
+    return Path(name_or_path).name.removesuffix(".toml")
+
+
 def _find(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if name_or_path.endswith(".toml") or len(path.parts) > 1:
