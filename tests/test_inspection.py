@@ -15,6 +15,7 @@ from tinylora.adapter.factors import Factors
 from tinylora.adapter.layer import AdaptedLinear
 from tinylora.errors import UserError
 from tinylora.evaluation.final import prompt_candidates
+from tinylora.evaluation.logprobs import completion_logprobs, divergence, in_parts
 from tinylora.generation.engine import make_engine
 from tinylora.generation.kernels.native import AdapterFactors
 from tinylora.generation.native_backend import NativeEngine
@@ -28,7 +29,7 @@ from tinylora.inspection import (
     num_parameters,
     shape_model,
 )
-from tinylora.landscape import completion_logprobs, format_landscape, landscape, random_vector
+from tinylora.landscape import format_landscape, landscape, random_vector
 from tinylora.methods.build import put_method_on
 from tinylora.methods.config import MethodConfig
 from tinylora.models.architecture import describe
@@ -299,6 +300,22 @@ def test_completion_logprobs_equal_single_rows(tiny_llama: PreTrainedModel) -> N
     with torch.inference_mode():
         base = completion_logprobs(tiny_llama, adapter, pairs, None)
     assert not np.allclose(base.numpy(), got.numpy(), atol=1e-2)  # the vector does something here
+
+
+def test_pairs_come_in_parts_whose_padded_logits_fit() -> None:
+    lengths = [3, 3, 3, 9, 1, 40, 2, 2]
+    pairs = [([0], [0] * (length - 1)) for length in lengths]
+    parts = list(in_parts(pairs, 100, logit_bytes=4 * 100 * 10))  # ten tokens
+    assert [[len(p) + len(c) for p, c in part] for part in parts] == [[3, 3, 3], [9], [1], [40], [2, 2]]
+    assert [pair for part in parts for pair in part] == pairs
+    assert list(in_parts([], 100)) == []
+
+
+def test_divergence_is_the_sum_over_rows_by_numpy() -> None:
+    base, tuned = (torch.randn(150, 7, generator=torch.Generator().manual_seed(i)).log_softmax(-1) for i in (0, 1))
+    p, q = base.double().numpy(), tuned.double().numpy()
+    assert divergence(base, tuned) == pytest.approx(float((np.exp(p) * (p - q)).sum()), rel=1e-6)
+    assert divergence(base, base) == 0
 
 
 def test_random_vectors_have_their_norm_and_one_direction_a_seed() -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tinylora.adapter.protocol import Trained
 from tinylora.errors import UserError
-from tinylora.models.device import for_float64
+from tinylora.evaluation.logprobs import completion_logprobs, divergence, in_parts
 
 if TYPE_CHECKING:
     from tinylora.workbench import Workbench
@@ -97,35 +96,13 @@ def _base_divergence(bench: "Workbench", items: Sequence[Any], vectors: Sequence
     pairs = [(prompts[c.request_index], c.token_ids) for c in completions]
     totals, tokens = [0.0] * len(vectors), 0
     with torch.inference_mode():
-        for start in range(0, len(pairs), 16):
-            part = pairs[start : start + 16]
+        for part in in_parts(pairs, bench.base.model.config.get_text_config().vocab_size):
             base = completion_logprobs(bench.base.model, bench.adapter, part, None)
             tokens += base.shape[0]
             for i, v in enumerate(vectors):
                 other = completion_logprobs(bench.base.model, bench.adapter, part, v)
-                totals[i] += float(for_float64(base.exp() * (base - other)).sum(dtype=torch.float64))
+                totals[i] += divergence(base, other)
     return [total / tokens for total in totals]
-
-
-def completion_logprobs(
-    model: Any, adapter: Trained, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], v: Tensor | None
-) -> Tensor:
-    """Log-probs of the whole vocabulary at the positions that predict completion tokens: (tokens, vocabulary) float32.
-
-    `pairs` are (prompt ids, completion ids); tokens are in the order of the pairs.
-    """
-    device = model.device
-    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
-    ids = torch.zeros((len(pairs), width), dtype=torch.long, device=device)
-    mask = torch.zeros_like(ids)
-    for i, (prompt, completion) in enumerate(pairs):
-        length = len(prompt) + len(completion)
-        ids[i, :length] = torch.tensor([*prompt, *completion], device=device)
-        mask[i, :length] = 1  # padding stands right, where a causal model never looks
-    with adapter.using(v):
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    rows = [logits[i, len(p) - 1 : len(p) + len(c) - 1] for i, (p, c) in enumerate(pairs)]
-    return torch.cat(rows).float().log_softmax(-1)
 
 
 def format_landscape(rows: Sequence[LandscapeRow]) -> str:

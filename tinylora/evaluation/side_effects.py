@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from tinylora.errors import UserError
-from tinylora.landscape import completion_logprobs
-from tinylora.models.device import for_float64
+from tinylora.evaluation.logprobs import completion_logprobs, divergence, in_parts, total
 from tinylora.workbench import Workbench
 
 MOST_TOKENS = 4096
@@ -58,27 +57,22 @@ def text_effect(bench: Workbench, v: Tensor, text: str) -> TextEffect:
     pairs = _windows(bench, text)
     if not pairs:
         raise UserError("the text has no paragraph of at least two tokens; give a longer one")
-    divergence, base_total, tuned_total, tokens = 0.0, 0.0, 0.0, 0
+    kl, base_total, tuned_total, tokens = 0.0, 0.0, 0.0, 0
     with torch.inference_mode():
-        for start in range(0, len(pairs), 4):
-            part = pairs[start : start + 4]
+        for part in in_parts(pairs, bench.base.model.config.get_text_config().vocab_size):
             targets = torch.tensor([t for _, completion in part for t in completion], device=bench.base.device)
             base = completion_logprobs(bench.base.model, bench.adapter, part, None)
             tuned = completion_logprobs(bench.base.model, bench.adapter, part, v)
-            divergence += _total(base.exp() * (base - tuned))
-            base_total += _total(base.gather(1, targets.unsqueeze(1)))
-            tuned_total += _total(tuned.gather(1, targets.unsqueeze(1)))
+            kl += divergence(base, tuned)
+            base_total += total(base.gather(1, targets.unsqueeze(1)))
+            tuned_total += total(tuned.gather(1, targets.unsqueeze(1)))
             tokens += len(targets)
     return TextEffect(
-        kl_per_token=divergence / tokens,
+        kl_per_token=kl / tokens,
         base_perplexity=math.exp(-base_total / tokens),
         tuned_perplexity=math.exp(-tuned_total / tokens),
         num_tokens=tokens,
     )
-
-
-def _total(values: Tensor) -> float:
-    return float(for_float64(values).sum(dtype=torch.float64))
 
 
 def _windows(bench: Workbench, text: str) -> list[tuple[Sequence[int], Sequence[int]]]:
