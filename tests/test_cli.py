@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tinylora
+import tinylora.evaluation.compare as compare_module
 import tinylora.training
 from tinylora.adapter.config import AdapterConfig
 from tinylora.cli import app
@@ -292,6 +293,26 @@ def test_eval_finds_out_first_where_it_cannot_write(
     result = tinylora_("eval", str(run), *(word.format(tmp=tmp_path) for word in words))
     assert result.exit_code == 2, (result.output, result.exception)
     assert sentence.format(tmp=tmp_path) in result.stderr.splitlines()[-1]
+
+
+def test_the_untrained_models_replies_are_kept_before_the_adapter_answers(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained = tmp_path / "untrained.jsonl"
+    words = ("eval", str(run), "--num-items", "5", "--untrained", str(untrained))
+    whole = compare_module.evaluate
+
+    def stopped(*args: Any, v: Any, **options: Any) -> Any:
+        if v is not None:
+            raise KeyboardInterrupt
+        return whole(*args, v=v, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_module, "evaluate", stopped)
+        assert tinylora_(*words).exit_code == 130
+    assert len(untrained.read_text().splitlines()) == 5
+    again = tinylora_(*words)
+    assert again.exit_code == 0 and "untrained model's replies are taken from" in again.stderr
 
 
 def test_eval_writes_items_and_takes_the_untrained_models_from_a_file(

@@ -196,7 +196,7 @@ def compare(
     if against is not None:
         sides = f"{label} on {config.model.name} with itself, rounded (|change of v| {float((v - against).norm()):.2g})"
     headline = (
-        f"comparing {sides} ({v.numel()} trained numbers, "
+        f"comparing {sides} ({v.numel():,} trained numbers, "
         f"|v| {float(v.norm()):.3g}) on the same {len(items):,} test items of {bench.task.name}, {how}, at most "
         f"{config.generation.max_new_tokens} tokens"
     )
@@ -225,9 +225,10 @@ def compare(
     kept = read_untrained(untrained, about) if untrained is not None else None
     if kept is not None:
         say(f"the untrained model's replies are taken from {untrained}")
-    base, tuned = kept or run(against, names[0]), run(v, names[1])
-    if untrained is not None and kept is None:
+    base = kept or run(against, names[0])
+    if untrained is not None and kept is None:  # before the adapter answers: other evaluations wait for it
         write_items(untrained, {"untrained": base}, about)
+    tuned = run(v, names[1])
     return replace(from_results(headline, base, tuned), names=names, protocol=protocol)
 
 
