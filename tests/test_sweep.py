@@ -493,6 +493,27 @@ def test_nothing_is_begun_after_until(tmp_path: Path, monkeypatch: pytest.Monkey
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
 
 
+def test_stopping_ends_the_children_though_the_results_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    sweep = load_sweep(sweep_file(tmp_path))
+    driver = Driver(sweep, tmp_path / "out", jobs=1, threads=1, say=said.append)
+    (run,) = sweep.cells[0].candidates()
+    waits_for_input = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    process = subprocess.Popen(waits_for_input, stdin=subprocess.PIPE)
+    talk = (tmp_path / "talk.txt").open("ab")
+    driver.children.append(driver_module.Child(driver_module.Job("training", run), process, talk, 0, 0.0))
+
+    def interrupted_import() -> None:
+        raise RuntimeError("half imported")
+
+    monkeypatch.setattr(driver, "_write", interrupted_import)
+    driver._stop()
+    assert process.returncode == 0 and driver.children == []
+    assert said[-1].endswith("results.json is not up to date (half imported); the same command makes it so")
+
+
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path) -> None:
     sweep = load_sweep(sweep_file(tmp_path))
     one, two = (Driver(sweep, tmp_path, jobs=1, threads=1, say=print) for _ in range(2))

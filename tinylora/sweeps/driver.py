@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 import tinylora
 from tinylora.errors import UserError
 from tinylora.sweeps.plan import ITEMS, Cell, Choice, Run, Sweep, check_same
-from tinylora.sweeps.results import Results
+from tinylora.sweeps.results import FILE, Results
 from tinylora.sweeps.state import (
     TALK,
     Failure,
@@ -337,7 +337,10 @@ class Driver:
             child.process.wait()
             self._close(child)
             self.states[child.job.run.path] = read_state(self.folder / child.job.run.path)
-        self._write()
+        try:
+            self._write()
+        except Exception as error:  # such as an import of torch that Ctrl-C cut off; what stopped us is raised on
+            self.say(f"{self.folder / FILE} is not up to date ({error}); the same command makes it so")
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
