@@ -23,15 +23,19 @@ BENCH_STAMP := .venv-bench/.ready-$(INPUTS_HASH)
 INTEROP_STAMP := .venv-interop/.ready-$(INPUTS_HASH)
 BROWSER_STAMP := .venv-browser/.ready-$(INPUTS_HASH)
 
+# For make test-processors.
+TESTS ?= tests
+
 # For make report-check. A Chromium that is there already is used; without one, playwright fetches its own.
 PAGES ?= $(wildcard runs/*/report.html)
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help demo test lint format bench-setup interop-setup report-check clean
+.PHONY: help demo test test-processors lint format bench-setup interop-setup report-check clean
 
 help:
 	@echo "make demo         train 13 numbers of a real model, and measure what they changed (some 7 minutes on 2 cores)"
 	@echo "make test         ruff, mypy and the tests"
+	@echo "make test-processors  the tests once for each older kind of processor that this one can stand for"
 	@echo "make lint         ruff and mypy only"
 	@echo "make format       let ruff reformat the code"
 	@echo "make bench-setup  an environment of its own, .venv-bench, with the peers that bench/ compares with"
@@ -45,6 +49,14 @@ demo: $(STAMP)
 # Two workers of one thread each, a file of tests at a time: the models are tiny, so threads would only wait for each other.
 test: lint
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The tests that depend on the processor, on older ones than this: oneDNN, torch's operators and our kernels pretend.
+test-processors: $(STAMP)
+	for isa in "AVX2 avx2" "AVX512_CORE avx512" "AVX512_CORE_BF16 avx512" "AVX2 default"; do \
+	  set -- $$isa; echo "== oneDNN and our kernels up to $$1, torch's operators at $$2"; \
+	  ONEDNN_MAX_CPU_ISA=$$1 ATEN_CPU_CAPABILITY=$$2 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+	    .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(TESTS) || exit 1; \
+	done
 
 lint: $(STAMP)
 	.venv/bin/ruff check .

@@ -1,5 +1,9 @@
 """Shared fixtures: tiny random models for most tests, and the real embedded model for a few."""
 
+# First, as it drops the lines that torchao logs when transformers imports it.
+import tinylora  # noqa: F401
+
+# isort: split
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path

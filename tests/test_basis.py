@@ -286,7 +286,7 @@ def _count_builds(
 
     basis_module._build = counting  # type: ignore[assignment]
     torch.set_num_threads(1)
-    barrier.wait()
+    barrier.wait(120)
     model_basis(some_modules(), AdapterConfig(), cache)
     builds.put(0)
 
@@ -297,9 +297,9 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
     workers = [context.Process(target=_count_builds, args=(tmp_path, barrier, builds)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    reports = [builds.get(timeout=60) for _ in range(3)]
+    reports = [builds.get(timeout=120) for _ in range(3)]
     for worker in workers:
-        worker.join()
+        worker.join(60)
     assert sum(pid != 0 for pid in reports) == 1
     assert same(
         model_basis(some_modules(), AdapterConfig(), tmp_path)[0], model_basis(some_modules(), AdapterConfig(), None)[0]

@@ -173,7 +173,7 @@ def test_a_busy_process_is_counted() -> None:
         assert taken.cores == cores and taken.others <= cores
     finally:
         child.kill()
-        child.communicate()
+        child.communicate(timeout=60)
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -104,6 +104,18 @@ def test_help_imports_no_torch() -> None:
     assert all(f"\n  {verb}" in done.stdout for verb in VERBS)
 
 
+def test_importing_is_silent_and_other_lines_of_the_same_loggers_are_not() -> None:
+    """torchao and bitsandbytes, where they are installed, complain at their import that they have no kernels."""
+    code = (
+        "import logging, tinylora\ntinylora.train, tinylora.load_adapter\nimport peft, bitsandbytes, torchao\n"
+        "for name in ('torchao', 'torch.utils._pytree'): logging.getLogger(name).warning('something else')"
+    )
+    done = python(code)
+    assert done.returncode == 0 and not done.stdout
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and all(line.endswith("something else") for line in lines), done.stderr
+
+
 def test_the_environment_is_set_unless_the_user_set_it() -> None:
     code = (
         "import os, sys\nsys.argv = ['tinylora', '--help']\nfrom tinylora.cli import main\n"

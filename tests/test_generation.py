@@ -91,12 +91,12 @@ LONGER = PROMPTS * 4
 
 
 @cache
-def bfloat16_reference(name: str) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray, np.ndarray]:
-    """Random tokens in bfloat16; their log-probs by transformers' cached decode, one uncached pass, one in float32."""
+def bfloat16_reference(name: str) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray]:
+    """Random tokens; their log-probs in bfloat16 by transformers' cached decode, and by one pass in float32."""
     model = tiny(name).to(torch.bfloat16)
     rng = np.random.default_rng(0)
     tokens = [tuple(rng.integers(3, VOCABULARY, 24).tolist()) for _ in LONGER]
-    decoded, full = [], []
+    decoded = []
     for prompt, ids in zip(LONGER, tokens, strict=True):
         cache, given, rows = DynamicCache(config=model.config), torch.tensor([prompt]), []
         for token in ids:
@@ -104,32 +104,26 @@ def bfloat16_reference(name: str) -> tuple[list[tuple[int, ...]], np.ndarray, np
                 rows.append(model(given, **with_cache(model, cache)).logits[0, -1].float().log_softmax(-1)[token])
             given = torch.tensor([[token]])
         decoded.append(torch.stack(rows).numpy())
-        full.append(reference_logprobs(model, prompt, ids, 1.0))
     model.float()
     exact = [reference_logprobs(model, prompt, ids, 1.0) for prompt, ids in zip(LONGER, tokens, strict=True)]
-    return tokens, np.concatenate(decoded), np.concatenate(full), np.concatenate(exact)
+    return tokens, np.concatenate(decoded), np.concatenate(exact)
 
 
 @every_model
-def test_bfloat16_is_as_close_to_a_full_pass_as_transformers_cached_decode(backend: str, name: str) -> None:
-    tokens, decoded, full, exact = bfloat16_reference(name)
+def test_bfloat16_is_as_close_to_float32_as_transformers_cached_decode(backend: str, name: str) -> None:
+    """How far two bfloat16 computations are apart is the processor's affair: where transformers' decode and its full
+    pass go through one kernel of torch's they agree to 1e-7, elsewhere to 1e-2. How far each is from float32 is not:
+    on every instruction set tried, ours is 0.95 to 1.04 times as far as theirs."""
+    tokens, decoded, exact = bfloat16_reference(name)
     requests = [
         Request(prompt_ids=prompt, params=sampled(1.0, 24), forced_ids=forced)
         for prompt, forced in zip(LONGER, tokens, strict=True)
     ]
     found = make_engine(backend, tiny(name).to(torch.bfloat16)).generate(requests)
     ours = np.concatenate([completion.logprobs for completion in found])
-    gap, theirs = np.abs(ours - full).mean(), np.abs(decoded - full).mean()
     error, their_error = np.abs(ours - exact).mean(), np.abs(decoded - exact).mean()
-    print(
-        f"{name}: mean gap to a full pass {gap:.2e}, of transformers' cached decode {theirs:.2e}; "
-        f"to float32 {error:.2e}, of transformers' {their_error:.2e}"
-    )
-    assert error <= 1.2 * their_error
-    assert theirs > 0
-    # Both passes of transformers go through kernels for products too small for oneDNN, which no engine shares; on the
-    # real model the bound is 1.5 (test_generation_real.py).
-    assert gap <= 2 * theirs
+    print(f"{name}: mean error to float32 {error:.2e}, of transformers' cached decode {their_error:.2e}")
+    assert 0 < error <= 1.2 * their_error
 
 
 @every_model

@@ -42,7 +42,7 @@ def judge():
     thread.start()
     yield server
     server.shutdown()
-    thread.join()
+    thread.join(60)
     server.server_close()
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tinylora.generation.kernels.reference import TorchKernels
 from tinylora.generation.kv_cache import BLOCK, KVCache, blocks_for
 from tinylora.generation.native_backend import NativeEngine
 from tinylora.generation.sampler import block_sums
+from tinylora.models.device import ISA_VARIABLE
 
 COUNTS = (1, 3, 5, 17)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -585,6 +587,29 @@ def test_a_library_is_compiled_once_and_found_again(forgetful: Path) -> None:
     assert len(list(forgetful.iterdir())) == 2  # nothing else is left there
 
 
+@needs_compiler
+def test_a_set_of_instructions_that_onednn_may_not_use_is_not_used_here_either(
+    forgetful: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lets one machine test the paths of an older one (tests/test_processors.py)."""
+    here = library(torch.bfloat16)
+    monkeypatch.setenv(ISA_VARIABLE, "AVX2")
+    library.cache_clear()
+    without = library(torch.bfloat16)
+    assert without.path != here.path and not without.functions.paired()
+    assert b"zmm" not in disassembled(without.path)
+    monkeypatch.delenv(ISA_VARIABLE)
+    library.cache_clear()
+    assert library(torch.bfloat16).path == here.path
+
+
+def disassembled(path: Path) -> bytes:
+    """The library's instructions in words, or nothing where objdump is not installed."""
+    if shutil.which("objdump") is None:
+        return b""
+    return subprocess.run(["objdump", "-d", str(path)], capture_output=True, check=True, timeout=120).stdout
+
+
 def test_without_a_compiler_torch_does_the_work(forgetful: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
@@ -638,7 +663,7 @@ def test_a_library_that_is_cut_off_is_compiled_again(forgetful: Path, kept: floa
     path.unlink()  # and not written over: this process has it mapped
     path.write_bytes(whole[: int(kept * len(whole))])
     code = "import torch; from tinylora.generation.kernels.build import library; print(library(torch.float32).path)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, timeout=120)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).read_bytes() == whole
 

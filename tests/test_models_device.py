@@ -60,12 +60,33 @@ def test_auto_dtype_on_a_cpu_follows_its_flags(
     cpuinfo.write_text(
         f"processor\t: 0\nmodel name\t: some CPU\nflags\t\t: {flags}\nprocessor\t: 1\nflags : amx_bf16\n"
     )
+    monkeypatch.delenv(d.ISA_VARIABLE, raising=False)
     found = d.cpu_flags(cpuinfo)
     assert found == frozenset(flags.split())
     monkeypatch.setattr(d, "cpu_flags", lambda: found)
     assert d.resolve_dtype("auto", CPU) == expected
     assert d.resolve_dtype("float32", CPU) == torch.float32
     assert d.resolve_dtype("bfloat16", CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("isa", "left", "expected"),
+    [
+        ("AVX2", {"avx2"}, torch.float32),
+        ("AVX512_CORE", {"avx2", "avx512f"}, torch.float32),
+        ("avx512_core_bf16", {"avx2", "avx512f", "avx512_bf16"}, torch.bfloat16),
+        ("ALL", {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}, torch.bfloat16),
+    ],
+)
+def test_a_new_processor_counts_as_the_old_one_that_onednn_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, isa: str, left: set[str], expected: torch.dtype
+) -> None:
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512f avx512_bf16 amx_bf16\n")
+    monkeypatch.setenv(d.ISA_VARIABLE, isa)
+    found = d.cpu_flags(tmp_path / "cpuinfo")
+    assert found == left
+    monkeypatch.setattr(d, "cpu_flags", lambda: found)
+    assert d.resolve_dtype("auto", CPU) == expected
 
 
 def test_no_cpuinfo_means_no_flags(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_lock_ends_with_a_killed_process(folder: RunFolder, with_child: bool) ->
         with pytest.raises(UserError, match=f"in use by process {holder.pid};"), folder.lock():
             pass
         holder.send_signal(signal.SIGKILL)
-        holder.wait()
+        holder.wait(timeout=60)
         with folder.lock():
             folder.save_checkpoint({"step": 1})
     finally:
@@ -459,8 +459,9 @@ def test_file_size_limit_of_the_system_loses_nothing(folder: RunFolder) -> None:
                     print(error)
     """
     out = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(folder.path)], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+        [sys.executable, "-c", textwrap.dedent(script), str(folder.path)],
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stdout.splitlines()  # fmt: skip
     assert len(out) == 2
     assert out[0].startswith(f"no room to write in {folder.checkpoint_dir} (File too large)")
     assert out[1].startswith(f"no room to write in {folder.path} (File too large)")

@@ -416,7 +416,7 @@ def test_beside_busy_threads():
     finally:
         stop.set()
         for thread in threads:
-            thread.join()
+            thread.join(60)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -424,7 +424,9 @@ def test_beside_busy_threads():
 def test_the_code_dies_with_the_program(stop, isolate, tmp_path):
     if isolate:
         shut_in("", "")
+    # The background of a script ignores Ctrl-C, and children inherit that.
     program = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tinylora.tasks.sandbox import run_python\n"
         f"run_python('import time\\ntime.sleep(9999)', [], timeout_seconds=600, isolate={isolate})"
     )
@@ -436,7 +438,7 @@ def test_the_code_dies_with_the_program(stop, isolate, tmp_path):
         time.sleep(0.02)
     assert len(leftovers()) == 2
     process.send_signal(stop)
-    process.wait()
+    process.wait(timeout=60)
     assert gone()
     if isolate or stop == signal.SIGINT:
         assert list((tmp_path / "of it").iterdir()) == []
@@ -473,7 +475,7 @@ def test_refused_where_a_container_denies_it(call, said):
     """As Docker's default profile does (unshare), and Ubuntu's rule for unprivileged namespaces (mount)."""
     done = subprocess.run(
         [sys.executable, "-c", DENIED.replace("CALLS", repr((call,)))],
-        cwd=ROOT, env=with_root(), capture_output=True, text=True, check=True,
+        cwd=ROOT, env=with_root(), capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     message, unsafe = done.stdout.splitlines()
     assert message.startswith("a model's code is run in Linux namespaces of its own") and unsafe == "True"
@@ -485,7 +487,7 @@ def test_refused_where_the_number_of_namespaces_is_zero():
     program = "from tinylora.tasks.sandbox import check_isolation\ncheck_isolation()"
     shell = f"echo 0 > /proc/sys/user/max_user_namespaces && exec {sys.executable} -c '{program}'"
     done = subprocess.run(
-        ["unshare", "-Ur", "sh", "-c", shell], cwd=ROOT, env=with_root(), capture_output=True, text=True
+        ["unshare", "-Ur", "sh", "-c", shell], cwd=ROOT, env=with_root(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1 and "this machine does not allow that (unshare: No space left on device)" in done.stderr
 
@@ -501,7 +503,7 @@ def test_as_an_ordinary_user():
             try:
                 done = subprocess.run(
                     [python, "-c", source, "10", str(512 << 20), "1"], input=sandbox.marshal.dumps(request, 4),
-                    cwd=folder, capture_output=True, user=65534, group=65534, extra_groups=(), check=False,
+                    cwd=folder, capture_output=True, user=65534, group=65534, extra_groups=(), check=False, timeout=120,
                 )  # fmt: skip
                 break
             except OSError:

@@ -273,7 +273,7 @@ def test_math_verify_says_when_it_cannot_work():
 
     thread = threading.Thread(target=in_thread)
     thread.start()
-    thread.join()
+    thread.join(60)
     assert caught and "main thread" in caught[0]
 
 

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tinylora.system import noise
+
 if TYPE_CHECKING:
     from tinylora.adapter.attach import attach
     from tinylora.adapter.config import AdapterConfig
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from tinylora.training.recipe import load_recipe
     from tinylora.training.train import resume, train
 
+noise.drop()
 __version__ = "0.1.0"
 __all__ = [
     "AdapterConfig",

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed, 2 misused (one sentence on stderr), 130 interrupte
 so that `--help` stays fast.
 """
 
-import logging
 import os
 from typing import Annotated
 
@@ -41,10 +40,6 @@ def _set_environment() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # The tokenizer's own threads are of no use for short prompts, and make it warn when a process is forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Where torchao and bitsandbytes are installed, transformers and PEFT import them for any model, and they complain
-    # that kernels of GPUs are not there.
-    for library in ("torchao", "bitsandbytes.backends.cpu.ops", "torch.utils._pytree"):
-        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def _print_version(asked: bool) -> None:

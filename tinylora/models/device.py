@@ -71,7 +71,8 @@ def _mps_multiplies_bfloat16() -> bool:
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Instruction sets of the first core as the Linux kernel names them; empty on other systems.
+    """Instruction sets of the first core as the Linux kernel names them, without those that `withheld_flags` names;
+    empty on other systems.
 
     ARM's plain `bf16` flag is left out of `has_bfloat16` on purpose: torch's CPU kernels there are not known to be
     faster than float32.
@@ -83,8 +84,25 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     for line in lines:
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
+            withheld = withheld_flags()
+            return frozenset(flag for flag in value.split() if not flag.startswith(withheld))
     return frozenset()
+
+
+ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+"""oneDNN's own variable: the newest x86 instruction set it may use. What is ours obeys it, too, so that one variable
+(beside ATEN_CPU_CAPABILITY for torch's operators) makes a new processor behave as an older one."""
+_WITHHELD = {
+    "AVX2": ("avx512", "amx_"),
+    "AVX512_CORE": ("avx512_bf16", "avx512_fp16", "amx_"),
+    "AVX512_CORE_VNNI": ("avx512_bf16", "avx512_fp16", "amx_"),
+    "AVX512_CORE_BF16": ("avx512_fp16", "amx_"),
+}
+
+
+def withheld_flags() -> tuple[str, ...]:
+    """Beginnings of the flags that $ONEDNN_MAX_CPU_ISA takes away; none without it, or where it names another set."""
+    return _WITHHELD.get(os.environ.get(ISA_VARIABLE, "").upper(), ())
 
 
 def available_threads(cgroup: Path = CGROUP) -> int:

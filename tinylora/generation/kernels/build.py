@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tinylora.models.device import cpu_flags
+from tinylora.models.device import cpu_flags, withheld_flags
 from tinylora.paths import cache_dir
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -55,14 +55,24 @@ def library(dtype: torch.dtype) -> Library:
         version = subprocess.run([cc, "--version"], capture_output=True, text=True).stdout
     except OSError as error:
         raise NoKernels(f"the C compiler {cc} cannot be started ({error})") from error
+    withheld = _compiler_flags()
     machine = " ".join([platform.machine(), platform.processor(), platform.system(), *sorted(cpu_flags())])
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), version, machine, str(dtype)]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), version, machine, *withheld, str(dtype)]).encode()).hexdigest()[
+        :16
+    ]
     folder = cache_dir() / "kernels"
-    path = _find(folder, key) or _compile(cc, folder, key, bf16=dtype == torch.bfloat16)
+    path = _find(folder, key) or _compile(cc, folder, key, withheld, bf16=dtype == torch.bfloat16)
     try:
         return Library(path, ctypes.CDLL(str(path)))
     except OSError as error:
         raise NoKernels(f"{path} does not load ({error}); delete it and try again") from error
+
+
+def _compiler_flags() -> tuple[str, ...]:
+    """What keeps the compiler from the instruction sets that cpu_flags leaves out."""
+    if "avx512" in withheld_flags():
+        return ("-mno-avx512f",)  # and with it all that begins with avx512
+    return ("-mno-avx512bf16",) if "avx512_bf16" in withheld_flags() else ()
 
 
 def _digest(path: Path) -> str:
@@ -77,13 +87,13 @@ def _find(folder: Path, key: str) -> Path | None:
         return None
 
 
-def _compile(cc: str, folder: Path, key: str, *, bf16: bool) -> Path:
+def _compile(cc: str, folder: Path, key: str, withheld: tuple[str, ...], *, bf16: bool) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             made = Path(temporary) / "kernels.so"
             for variant in _VARIANTS:
-                command = [cc, *_FLAGS, *variant, f"-DBF16={int(bf16)}", str(SOURCE), "-o", str(made), "-lm"]
+                command = [cc, *_FLAGS, *variant, *withheld, f"-DBF16={int(bf16)}", str(SOURCE), "-o", str(made), "-lm"]
                 run = subprocess.run(command, capture_output=True, text=True)
                 if run.returncode == 0:
                     # Another process may do the same at the same time: the last one wins, whole.
