@@ -592,6 +592,7 @@ def test_a_set_of_instructions_that_onednn_may_not_use_is_not_used_here_either(
     forgetful: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lets one machine test the paths of an older one (tests/test_processors.py)."""
+    monkeypatch.delenv(ISA_VARIABLE, raising=False)
     here = library(torch.bfloat16)
     monkeypatch.setenv(ISA_VARIABLE, "AVX2")
     library.cache_clear()
