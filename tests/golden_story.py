@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import string
 import sys
 import time
 from collections.abc import Callable
@@ -24,16 +25,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 BEGUN = HERE / "golden" / "begun-001"
 """A run that commit 266fbff began and did 3 of 6 steps of."""
-CLOCK = {
-    "seconds",
-    "rollout_seconds",
-    "tokens_per_second",
-    "cpu_seconds",
-    "peak_memory_bytes",
-    "seconds_trained",
-    "plan",
-}
-MACHINE = {"account", "speed", "memory"}
+CLOCK = {"seconds", "rollout_seconds", "tokens_per_second", "cpu_seconds", "seconds_trained", "plan"}
+MACHINE = {"account", "speed", "memory", "peak_memory_bytes"}
 """Keys whose values a clock or a machine decides."""
 VERBS = (
     "train", "eval", "report", "chat", "sweep", "figure", "inspect", "bench", "encode", "decode", "verify", "export",
@@ -122,9 +115,8 @@ def make_model(folder: Path) -> None:
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             parameter.copy_(torch.from_numpy(rng.normal(0.0, 0.3, tuple(parameter.shape)).astype(np.float32)))
-        letters = [
-            3 + sorted(pre_tokenizers.ByteLevel.alphabet()).index(letter) for letter in "abcdefghijklmnopqrstuvwxyz"
-        ]
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        letters = [3 + alphabet.index(letter) for letter in string.ascii_lowercase]
         model.lm_head.weight[letters] *= 1.6  # else most replies are no text,
         model.lm_head.weight[2] *= 2.2  # and none ends
     model.save_pretrained(folder)
@@ -146,9 +138,8 @@ def make_model(folder: Path) -> None:
 def prepare() -> None:
     """Model, questions, scorer and recipe, in the current folder."""
     make_model(Path("model"))
-    words = [
-        f"{a} {b}" for a in ("red", "blue", "old", "new", "big") for b in ("dog", "cat", "cow", "hen", "fox", "owl")
-    ]
+    animals = ("dog", "cat", "cow", "hen", "fox", "owl")
+    words = [f"{a} {b}" for a in ("red", "blue", "old", "new", "big") for b in animals]
     Path("words.jsonl").write_text("".join(json.dumps({"question": w, "answer": w.upper()}) + "\n" for w in words))
     Path("story_scorer.py").write_text(SCORER)
     Path("recipe.toml").write_text(RECIPE)
