@@ -17,11 +17,11 @@ import torch
 from common import finish
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tinylora.generation.kernels.native import NativeKernels
-from tinylora.generation.kernels.plan import Run, make_plan
-from tinylora.generation.kv_cache import BLOCK
+from tinylora.generation.native.kernels.native import NativeKernels
+from tinylora.generation.native.kernels.plan import Run, make_plan
+from tinylora.generation.native.kv_cache import BLOCK
 from tinylora.models.architecture import describe
-from tinylora.models.device import available_threads
+from tinylora.system.device import available_threads
 
 SHAPES = {"smollm2-135m": (9, 3, 64), "qwen2.5-0.5b": (14, 2, 64)}
 CASES = ((1, 8192), (16, 4096), (64, 1024))

@@ -2,8 +2,8 @@
 
 Reads finished runs (result.json and result_items.jsonl of each folder), or makes them with --run. A train.seed moves
 the order of the questions and the sampling; the P matrices stay (adapter.seed). Pooling counts the item as evidence,
-not each of its appearances: `tinylora.evaluation.statistics.pooled_result`. Every run is recorded in full, whatever it
-shows.
+not each of its appearances: `tinylora.evaluation.statistics.paired.pooled_result`. Every run is recorded in full,
+whatever it shows.
 
     python bench/demo_seeds.py runs/demo-001 runs/demo-002 runs/demo-003 [--save]
     python bench/demo_seeds.py --run --seeds 0 1 2 [--save]
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from common import finish
 
+from tinylora.config.recipe import load_recipe, to_table
 from tinylora.errors import UserError
-from tinylora.evaluation.statistics import PooledResult, pooled_result
-from tinylora.reporting.metrics import read_jsonl
-from tinylora.training.recipe import load_recipe, to_table
-from tinylora.training.run_folder import RunFolder
+from tinylora.evaluation.statistics.paired import PooledResult, pooled_result
+from tinylora.store.run_folder import RunFolder
+from tinylora.training.metrics import read_jsonl
 
 MEASURES = {  # name: condition before, condition after, score
     "primary": ("base_greedy", "tuned_greedy", "strict"),

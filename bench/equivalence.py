@@ -19,16 +19,16 @@ import torch
 from common import finish
 
 from tinylora.adapter.attach import AttachedAdapter
+from tinylora.config.method import MethodConfig
+from tinylora.config.recipe import load_recipe
+from tinylora.config.run import RunConfig
 from tinylora.interop.peft_tinylora import write_peft
-from tinylora.methods.attached import MethodAdapter, Wrapped
-from tinylora.methods.config import MethodConfig
+from tinylora.learner.learner import Learner
+from tinylora.methods.one_vector import MethodAdapter, Wrapped
+from tinylora.rollouts.groups import DataOrder, Group, sample_step
+from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.tasks.base import Task
-from tinylora.training.config import RunConfig
 from tinylora.training.grpo import grpo_step, make_optimizer
-from tinylora.training.learner import Learner
-from tinylora.training.recipe import load_recipe
-from tinylora.training.rollouts import DataOrder, Group, sample_step
-from tinylora.workbench import Workbench, open_workbench
 
 
 def peft_twin(bench: Workbench) -> MethodAdapter:

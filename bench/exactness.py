@@ -23,10 +23,10 @@ from common import finish
 from torch import Tensor
 from transformers import DynamicCache
 
-from tinylora.generation.native_backend import NativeEngine
-from tinylora.generation.prefill import with_cache
+from tinylora.generation.native.engine import NativeEngine
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.models.load import BaseModel, load_base_model
+from tinylora.models.prefill import with_cache
 
 NEAR_TIE = 1e-3
 TARGETS = {"float32_mean": 1e-5, "float32_max": 1e-4, "bfloat16_ratio": 1.5}

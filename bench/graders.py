@@ -25,9 +25,9 @@ from typing import Any
 
 from common import ROOT, finish
 
+from tinylora.config.recipe import load_recipe
 from tinylora.tasks.build import make_scorer
-from tinylora.tasks.scorers import Scorer, TextScorer
-from tinylora.training.recipe import load_recipe
+from tinylora.tasks.scorers.text import Scorer, TextScorer
 
 DATA = ROOT / "bench" / "data"
 DIRECT = "math-verify, called directly"

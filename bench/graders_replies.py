@@ -14,9 +14,9 @@ from pathlib import Path
 
 from common import ROOT
 
-from tinylora.evaluation.evaluate import evaluate
-from tinylora.training.recipe import apply_overrides, load_recipe
-from tinylora.workbench import open_workbench, say_to_stderr
+from tinylora.config.recipe import apply_overrides, load_recipe
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.runtime import open_workbench, say_to_stderr
 
 RECIPES = ("gsm8k-qwen-boxed", "gsm8k-lm-eval")
 TARGET = ROOT / "bench" / "data" / "grader_replies.jsonl"

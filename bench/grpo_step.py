@@ -40,17 +40,17 @@ from common import ROOT, finish, load
 from peers import PeakMemory
 
 from tinylora.adapter.config import AdapterConfig
+from tinylora.config.recipe import load_recipe
+from tinylora.config.run import GenerationConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from tinylora.generation.types import Completion, Request, SamplingParams
-from tinylora.models.device import available_threads
+from tinylora.learner.learner import Learner
 from tinylora.models.load import encode_prompt, load_base_model
+from tinylora.rollouts.groups import Group
+from tinylora.rollouts.runtime import open_workbench
+from tinylora.system.device import available_threads
 from tinylora.tasks.base import Item
 from tinylora.tasks.build import build_task
-from tinylora.training.config import GenerationConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from tinylora.training.grpo import grpo_step, make_optimizer
-from tinylora.training.learner import Learner
-from tinylora.training.recipe import load_recipe
-from tinylora.training.rollouts import Group
-from tinylora.workbench import open_workbench
 
 PEER = ROOT / "bench" / "peers" / "trl_step.py"
 PACKAGES = ("torch", "numpy", "transformers", "peft", "trl", "accelerate")

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from tinylora.adapter.attach import attach
 from tinylora.adapter.config import AdapterConfig
+from tinylora.learner.learner import Learner, Row
+from tinylora.learner.memory import activation_bytes
+from tinylora.learner.packed import lay_out
 from tinylora.models.architecture import Architecture, describe
 from tinylora.models.load import load_base_model
-from tinylora.training.learner import Learner, Row
-from tinylora.training.memory import activation_bytes
-from tinylora.training.packed import lay_out
 
 
 def draw_rows(arguments: argparse.Namespace, vocab_size: int) -> list[Row]:

@@ -17,14 +17,14 @@ from typing import Any
 
 from common import finish
 
+from tinylora.config.recipe import load_recipe
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import correct, evaluate, mean
-from tinylora.evaluation.statistics import paired_result
-from tinylora.reporting.metrics import read_jsonl
-from tinylora.training.config import RunConfig
-from tinylora.training.recipe import load_recipe
+from tinylora.evaluation.statistics.paired import paired_result
+from tinylora.rollouts.answers import correct, evaluate, mean
+from tinylora.rollouts.runtime import Workbench, open_workbench
+from tinylora.training.metrics import read_jsonl
 from tinylora.training.train import train
-from tinylora.workbench import Workbench, open_workbench
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CURVE = ("reward", "strict", "value_only", "truncated", "length", "v_norm", "grad_norm", "zero_variance_groups")

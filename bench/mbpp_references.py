@@ -19,12 +19,12 @@ from typing import Any
 
 from common import finish
 
+from tinylora.config.recipe import load_recipe
 from tinylora.tasks import build_task
 from tinylora.tasks.base import Item
-from tinylora.tasks.mbpp import PythonTestsScorer
-from tinylora.tasks.sandbox import read_test, run_python
-from tinylora.tasks.sandbox_child import VALUE
-from tinylora.training.recipe import load_recipe
+from tinylora.tasks.sandbox.child import VALUE
+from tinylora.tasks.sandbox.run import read_test, run_python
+from tinylora.tasks.sets.mbpp import PythonTestsScorer
 
 
 def passes_plainly(item: Item) -> bool:

@@ -41,13 +41,13 @@ def settings(case: str, threads: int, dtype: str) -> list[str]:
 
 def measure(case: str, threads: int, dtype: str, steps: int) -> dict[str, Any]:
     """In this process: some steps after one that is not counted, and the file that they leave."""
-    from tinylora.peak_memory import peak_memory
-    from tinylora.training.adapter_file import save_vector
+    from tinylora.config.recipe import load_recipe
+    from tinylora.learner.learner import Learner
+    from tinylora.rollouts.groups import DataOrder, sample_step
+    from tinylora.rollouts.runtime import open_workbench
+    from tinylora.store.adapter_file import save_vector
+    from tinylora.system.peak_memory import peak_memory
     from tinylora.training.grpo import grpo_step, make_optimizer
-    from tinylora.training.learner import Learner
-    from tinylora.training.recipe import load_recipe
-    from tinylora.training.rollouts import DataOrder, sample_step
-    from tinylora.workbench import open_workbench
 
     bench = open_workbench(load_recipe("demo-tiled", settings(case, threads, dtype)), say=lambda text: None)
     config = bench.config
@@ -92,7 +92,7 @@ def measure(case: str, threads: int, dtype: str, steps: int) -> dict[str, Any]:
 
 def together(prompts: list[tuple[int, ...]]) -> int:
     """Tokens of prompts computed in one batch, what they all begin with once."""
-    from tinylora.generation.prefill import common_prefix_length
+    from tinylora.models.prefill import common_prefix_length
 
     shared = common_prefix_length(prompts) if len(prompts) > 1 else 0
     return shared + sum(len(prompt) - shared for prompt in prompts)
@@ -100,8 +100,8 @@ def together(prompts: list[tuple[int, ...]]) -> int:
 
 def say_before(case: str, threads: int, dtype: str, prompt: float, sampled: float, learned: float) -> dict[str, Any]:
     """In this process: what --dry-run says, and what its speeds make of the given tokens of a step."""
-    from tinylora.inspection import inspect_shapes
-    from tinylora.training.recipe import load_recipe
+    from tinylora.config.recipe import load_recipe
+    from tinylora.planning.inspection import inspect_shapes
 
     found, speed, plan = inspect_shapes(load_recipe("demo-tiled", settings(case, threads, dtype)), lambda text: None)
     reading = prompt / speed.forward_tokens_per_second

@@ -73,10 +73,10 @@ def child(job_path: Path) -> None:
     import transformers
 
     from tinylora.adapter import factors
-    from tinylora.adapters import open_adapter, put_on
     from tinylora.generation.transformers_backend import TransformersEngine
     from tinylora.generation.types import Request, SamplingParams
     from tinylora.models.load import load_base_model
+    from tinylora.store.adapter import open_adapter, put_on
 
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
@@ -189,9 +189,9 @@ def main() -> None:
     from tinylora.adapter.attach import attach
     from tinylora.adapter.code import to_code
     from tinylora.adapter.config import AdapterConfig
-    from tinylora.adapters import Adapter, completed
     from tinylora.models.fingerprint import identify
     from tinylora.models.load import load_base_model
+    from tinylora.store.adapter import Adapter, completed
 
     base = load_base_model(arguments.model, device="cpu", dtype="float32")
     config = AdapterConfig(num_groups=13)

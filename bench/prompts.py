@@ -13,11 +13,11 @@ from typing import Any
 
 from common import finish
 
-from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean
+from tinylora.config.recipe import load_recipe
 from tinylora.evaluation.final import prompt_candidates
-from tinylora.evaluation.statistics import wilson_interval
-from tinylora.training.recipe import load_recipe
-from tinylora.workbench import open_workbench
+from tinylora.evaluation.statistics.paired import wilson_interval
+from tinylora.rollouts.answers import ItemResult, correct, evaluate, mean
+from tinylora.rollouts.runtime import open_workbench
 
 # In the form of eval.prompts; what a line leaves out is as in the recipe. pattern "" keeps reasoning-gym's own wording.
 MORE: tuple[dict[str, str], ...] = (

@@ -42,17 +42,17 @@ def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
     import torch
 
     from tinylora.adapter.config import AdapterConfig
+    from tinylora.config.run import ModelConfig, RunConfig
     from tinylora.generation.types import Request, SamplingParams
-    from tinylora.inspection import weight_bytes
+    from tinylora.learner.learner import Learner
     from tinylora.methods.build import put_method_on
     from tinylora.methods.engine import engine_for
     from tinylora.models.load import encode_prompt, load_base_model
-    from tinylora.paths import cache_dir
-    from tinylora.peak_memory import reset_peak_memory
-    from tinylora.training.config import ModelConfig, RunConfig
+    from tinylora.planning.inspection import weight_bytes
+    from tinylora.rollouts.groups import Group
+    from tinylora.system.paths import cache_dir
+    from tinylora.system.peak_memory import reset_peak_memory
     from tinylora.training.grpo import grpo_step, make_optimizer
-    from tinylora.training.learner import Learner
-    from tinylora.training.rollouts import Group
 
     if kind.startswith("bnb"):
         import bitsandbytes  # noqa: F401

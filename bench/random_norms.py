@@ -15,12 +15,12 @@ from typing import Any
 from common import finish
 from torch import Tensor
 
-from tinylora.adapters import open_adapter
-from tinylora.evaluation.evaluate import evaluate
+from tinylora.config.recipe import load_recipe
 from tinylora.evaluation.final import random_vectors
-from tinylora.evaluation.statistics import paired_result
-from tinylora.training.recipe import load_recipe
-from tinylora.workbench import open_workbench
+from tinylora.evaluation.statistics.paired import paired_result
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.runtime import open_workbench
+from tinylora.store.adapter import open_adapter
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ Each file NAME.jsonl.gz holds lines with condition, item and scores; "tuned" is 
 also adjusted together (Benjamini-Hochberg), as `tinylora eval --controls` does. What untrained.jsonl.gz holds is
 compared with in every file. Files CELL_s0, CELL_s1, ... are seeds of one cell (CELL_s0p1, ... other draws of P) and are
 also pooled by item (one question under three seeds is not three questions:
-`tinylora.evaluation.statistics.pooled_result`); with --against CELL, each other cell is compared with that one, too,
-over the seeds that both have. Where a file has more items than
-untrained.jsonl.gz, by which the cells were compared, the others are also counted alone ("unseen").
+`tinylora.evaluation.statistics.paired.pooled_result`); with --against CELL, each other cell is compared with that one,
+too, over the seeds that both have. Where a file has more items than untrained.jsonl.gz, by which the cells were
+compared, the others are also counted alone ("unseen").
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from common import finish
 
-from tinylora.evaluation.power import adjusted_p_values
-from tinylora.evaluation.statistics import paired_result, pooled_result
+from tinylora.evaluation.statistics.paired import paired_result, pooled_result
+from tinylora.evaluation.statistics.power import adjusted_p_values
 
 Answers = dict[str, dict[str, bool]]
 """Whether each item is right, by condition."""

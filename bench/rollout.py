@@ -21,7 +21,7 @@ side computes beyond a row's length does not count. Cells, for each model:
 that answers for each row, inference mode, sdpa attention, dynamic cache. Ours: one request a sample, with the prompt of
 its group, no stop tokens, and the engine's own defaults for rows and memory.
 
-The roofline of a decode step of 64 rows (tinylora/roofline.py):
+The roofline of a decode step of 64 rows (tinylora/planning/roofline.py):
 
     seconds >= sum over linear maps of max(2 rows in out / rate(rows), bytes of the weight / bandwidth)
                + bytes of keys and values / bandwidth
@@ -60,14 +60,14 @@ from transformers.utils import logging as transformers_logging
 
 from tinylora.adapter.attach import AttachedAdapter, attach
 from tinylora.adapter.config import AdapterConfig
-from tinylora.benchmark import StepClock
 from tinylora.generation.transformers_backend import TransformersEngine
 from tinylora.generation.types import Request, SamplingParams
-from tinylora.models.busy import busy_cores, warn_if_busy
-from tinylora.models.device import available_threads
 from tinylora.models.load import BaseModel, load_base_model
-from tinylora.paths import cache_dir
-from tinylora.roofline import decode_bound, measure_machine
+from tinylora.planning.generation_speed import StepClock
+from tinylora.planning.roofline import decode_bound, measure_machine
+from tinylora.system.busy import busy_cores, warn_if_busy
+from tinylora.system.device import available_threads
+from tinylora.system.paths import cache_dir
 
 CELLS = ("8x8", "32x8", "equal", "chat", "adapter")
 MODELS = ("smollm2-135m-instruct", "Qwen/Qwen2.5-Coder-0.5B-Instruct")
@@ -165,7 +165,7 @@ def make_engine(kind: str, base: BaseModel, adapter: AttachedAdapter | None = No
     common: dict[str, Any] = {"context_length": base.context_length, "pad_token_id": base.pad_token_id}
     if kind == "transformers":
         return TransformersEngine(base.model, adapter=adapter, **common, **options)
-    from tinylora.generation.native_backend import NativeEngine
+    from tinylora.generation.native.engine import NativeEngine
 
     engine = NativeEngine(base.model, adapter=adapter, **common, **options)
     if engine.note:

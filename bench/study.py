@@ -27,8 +27,8 @@ from typing import Any
 
 from common import ROOT, finish
 
-from tinylora.evaluation.power import adjusted_p_values
-from tinylora.evaluation.statistics import pooled_result
+from tinylora.evaluation.statistics.paired import pooled_result
+from tinylora.evaluation.statistics.power import adjusted_p_values
 
 Cell = dict[str, Any]
 

@@ -13,20 +13,14 @@ import pytest
 import torch
 import transformers
 from no_float64 import NoFloat64
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
-from tinylora.generation.kernels.build import NoKernels, library
-from tinylora.models import device
+from tinylora.generation.native.kernels.build import NoKernels, library
 from tinylora.models.load import BaseModel, load_base_model
 from tinylora.reporting import charts
 from tinylora.reporting.figures import Figure
-
-VOCABULARY = 259  # the 256 bytes, and three special tokens
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from tinylora.system import device
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -98,20 +92,8 @@ def tiny_gpt2() -> PreTrainedModel:
 
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte behind three special ones: <|endoftext|> 0, <|im_start|> 1, <|im_end|> 2 (eos and pad)."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        chat_template=CHAT_TEMPLATE,
-    )
+    """One token a byte: `byte_tokenizer`."""
+    return byte_tokenizer()
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import sys
 from typing import Any
 
 import pytest
-from golden_story import HERE, portable
+from golden_story import TESTS, portable
 
-GOLDEN = json.loads((HERE / "golden" / "story.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((TESTS / "golden" / "story.json").read_text(encoding="utf-8"))
 TOLERANCE = 1e-3
 """Relative, and of a thousandth where a number is smaller. Seen between AVX2 and AVX-512: 2e-7."""
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("golden") / "story"
     done = subprocess.run(
-        [sys.executable, str(HERE / "golden_story.py"), str(folder)],
-        cwd=HERE.parent,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+        [sys.executable, str(TESTS / "helpers" / "golden_story.py"), str(folder)],
+        cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=500,

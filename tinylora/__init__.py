@@ -7,11 +7,11 @@ from tinylora.system import noise
 if TYPE_CHECKING:
     from tinylora.adapter.attach import attach
     from tinylora.adapter.config import AdapterConfig
-    from tinylora.adapters import load_adapter, open_adapter
+    from tinylora.config.recipe import load_recipe
     from tinylora.errors import UserError
     from tinylora.models.load import load_base_model
-    from tinylora.training.adapter_file import load_vector
-    from tinylora.training.recipe import load_recipe
+    from tinylora.store.adapter import load_adapter, open_adapter
+    from tinylora.store.adapter_file import load_vector
     from tinylora.training.train import resume, train
 
 noise.drop()
@@ -33,11 +33,11 @@ _HOMES = {
     "AdapterConfig": "tinylora.adapter.config",
     "UserError": "tinylora.errors",
     "attach": "tinylora.adapter.attach",
-    "load_adapter": "tinylora.adapters",
+    "load_adapter": "tinylora.store.adapter",
     "load_base_model": "tinylora.models.load",
-    "load_recipe": "tinylora.training.recipe",
-    "load_vector": "tinylora.training.adapter_file",
-    "open_adapter": "tinylora.adapters",
+    "load_recipe": "tinylora.config.recipe",
+    "load_vector": "tinylora.store.adapter_file",
+    "open_adapter": "tinylora.store.adapter",
     "resume": "tinylora.training.train",
     "train": "tinylora.training.train",
 }

@@ -10,18 +10,7 @@ from typing import Annotated
 import typer
 
 from tinylora import __version__
-from tinylora.cli import (  # noqa: F401 (their verbs)
-    arithmetic,
-    codes,
-    exchange,
-    hub,
-    look,
-    report,
-    sweep,
-    train,
-    use,
-    verify,
-)
+from tinylora.cli import encode, eval, export, hub, inspect, mix, report, sweep, train, verify  # noqa: F401 (their verbs)
 from tinylora.cli.common import app
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.adapter_files import (
+from tinylora.cli.adapters import (
     AdapterArgument,
     Model,
     complete,
@@ -16,11 +16,11 @@ from tinylora.cli.adapter_files import (
     write_new,
 )
 from tinylora.cli.common import Json, app, print_json, verb
-from tinylora.cli.exchange import write_export
+from tinylora.cli.export import write_export
 from tinylora.errors import UserError
 
 if TYPE_CHECKING:
-    from tinylora.adapters import Adapter
+    from tinylora.store.adapter import Adapter
 
 
 @app.command()
@@ -40,8 +40,8 @@ def card(
 
 
 def _card(reference: str, model: str, licence: str) -> tuple[str, "Adapter"]:
-    from tinylora.adapters import open_adapter
     from tinylora.interop.card import model_card
+    from tinylora.store.adapter import open_adapter
 
     opened = open_adapter(reference)
     portable = None
@@ -99,7 +99,7 @@ def push(
 
 def _hub_folder(folder: Path, text: str, opened: "Adapter", model: str, also: str) -> None:
     from tinylora.adapter.explicit import save_explicit
-    from tinylora.interop.files import check_folder, write_folder
+    from tinylora.system.folders import check_folder, write_folder
 
     check_folder(folder)
     if opened.method.name != "tinylora":
@@ -134,8 +134,8 @@ def pull(
       tinylora pull me/demo
       tinylora chat demo
     """
-    from tinylora.adapters import open_adapter
     from tinylora.interop.hub import pull as fetch
+    from tinylora.store.adapter import open_adapter
 
     folder = fetch(repo, out or Path(repo.rsplit("/", 1)[-1]), revision=revision)
     opened = open_adapter(folder)

@@ -44,9 +44,9 @@ def sweep(
       tinylora sweep my-sweep.toml --out runs/mine          the same again goes on where it was stopped
       tinylora figure runs/mine/results.json                the picture of it
     """
+    from tinylora.store.run_folder import available_cores
     from tinylora.sweeps.driver import Driver
     from tinylora.sweeps.plan import check_same, find_sweep, load_sweep
-    from tinylora.training.run_folder import available_cores
 
     path = find_sweep(sweep)
     plan = load_sweep(path)
@@ -110,7 +110,7 @@ def _termination_is_ctrl_c() -> Iterator[None]:
 def _on_gpu(plan: "Sweep") -> bool:
     if plan.base.model.device == "cpu":
         return False
-    from tinylora.models.device import resolve_device
+    from tinylora.system.device import resolve_device
 
     return resolve_device(plan.base.model.device).type != "cpu"
 
@@ -207,7 +207,7 @@ def figure(
       tinylora figure runs/sweep-dial-small/results.json
       tinylora figure runs/rl/results.json runs/sft/results.json --out dial.png
     """
-    from tinylora.reporting.dial import write_dial
+    from tinylora.sweeps.figure import write_dial
 
     done = write_dial(results, out)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinylora.cli.common import Json, Overrides, app, print_json, say, verb
-from tinylora.cli.look import print_inspection
+from tinylora.cli.inspect import print_inspection
 from tinylora.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def train(
     else:
         if recipe is None:
             raise UserError("name a recipe, such as: tinylora train demo (tinylora recipes lists them)")
-        from tinylora.training.recipe import load_recipe, recipe_name
+        from tinylora.config.recipe import load_recipe, recipe_name
 
         as_control = [] if control is Control.none else [f"train.control={control.value}"]
         config = load_recipe(recipe, [*(set_ or []), *as_control])
         if dry_run:
-            from tinylora.inspection import inspect_shapes
+            from tinylora.planning.inspection import inspect_shapes
 
             print_inspection(config, *inspect_shapes(config, say), as_json=as_json)
             return

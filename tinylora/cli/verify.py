@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tinylora.cli.adapter_files import AdapterArgument, Model, describe_json, describe_text, load_base, put_on
+from tinylora.cli.adapters import AdapterArgument, Model, describe_json, describe_text, load_base, put_on
 from tinylora.cli.common import Json, OtherBase, app, print_json, verb
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def verify(
       tinylora verify demo.tinylora
       tinylora verify TINY-... --model ./my-copy-of-the-model
     """
-    from tinylora.adapters import open_adapter
+    from tinylora.store.adapter import open_adapter
 
     opened = open_adapter(adapter)
     base = load_base(opened, model)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import ItemResult
+from tinylora.rollouts.answers import ItemResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,17 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
+from tinylora.config.recipe import apply_overrides, load_recipe, parse_recipe
+from tinylora.config.run import PromptConfig, RunConfig, TaskConfig
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import ItemResult, evaluate, protocol_of
 from tinylora.evaluation.items import read_untrained, write_items
-from tinylora.evaluation.statistics import PairedResult, Share, paired_result
+from tinylora.evaluation.statistics.paired import PairedResult, Share, paired_result
 from tinylora.models.fingerprint import identify
+from tinylora.rollouts.answers import ItemResult, evaluate, protocol_of
+from tinylora.rollouts.runtime import Say, Workbench
 from tinylora.tasks.base import Item
 from tinylora.tasks.build import build_task
-from tinylora.tasks.public_sets import HAVE_DEFAULTS, PUBLIC
-from tinylora.training.config import PromptConfig, RunConfig, TaskConfig
-from tinylora.training.recipe import apply_overrides, load_recipe, parse_recipe
-from tinylora.workbench import Say, Workbench
+from tinylora.tasks.sets.public_sets import HAVE_DEFAULTS, PUBLIC
 
 MEASURES = ("strict", "value_only", "stopped")
 LABELS = {"strict": "strict", "value_only": "value only", "stopped": "stopped"}
@@ -40,7 +40,7 @@ class Comparison:
     tuned: tuple[ItemResult, ...]
     names: tuple[str, str] = ("untrained", "adapter")
     protocol: str = ""
-    """Hash of all that decides a score besides the model (`tasks/protocol.py`)."""
+    """Hash of all that decides a score besides the model (`evaluation/protocol.py`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything that `text` prints, for machines; not the items."""

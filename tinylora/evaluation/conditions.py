@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from tinylora.evaluation.account import Account, evaluation_account, linear_parameters
-from tinylora.evaluation.evaluate import ItemResult, evaluate, mean, score_text
 from tinylora.evaluation.final import (
     BUDGET_FACTOR,
     larger_budget,
@@ -38,11 +37,12 @@ from tinylora.evaluation.final import (
 )
 from tinylora.evaluation.lengths import LENGTHS, random_label
 from tinylora.models.load import encode_prompt
-from tinylora.reporting.metrics import JsonlWriter, read_jsonl
-from tinylora.roofline import linear_shapes
+from tinylora.planning.roofline import linear_shapes
+from tinylora.rollouts.answers import ItemResult, evaluate, mean, score_text
+from tinylora.rollouts.runtime import Say, Workbench
+from tinylora.store.run_folder import write_atomically
 from tinylora.tasks.base import Item, Message
-from tinylora.training.run_folder import write_atomically
-from tinylora.workbench import Say, Workbench
+from tinylora.training.metrics import JsonlWriter, read_jsonl
 
 EVIDENCE_FILE, ITEMS_FILE, PLAN_FILE = "evidence.json", "evidence_items.jsonl", "evidence_plan.json"
 CONSTANTS = 50

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tinylora.adapters import Adapter
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.account import (
     Account,
@@ -27,22 +27,22 @@ from tinylora.evaluation.account import (
 )
 from tinylora.evaluation.compare import check_held_out, settings_for_eval
 from tinylora.evaluation.conditions import EVIDENCE_FILE, Condition, Conditions, Store
-from tinylora.evaluation.evaluate import ItemResult, evaluate, mean, protocol_of
 from tinylora.evaluation.final import MOST_NUMBERS
 from tinylora.evaluation.plain import paired_json, share_json
-from tinylora.evaluation.power import adjusted_p_values, smallest_effect
-from tinylora.evaluation.scores import repetition
 from tinylora.evaluation.side_effects import neutral_text, text_effect
-from tinylora.evaluation.split_gain import split_gain
+from tinylora.evaluation.statistics.power import adjusted_p_values, smallest_effect
+from tinylora.evaluation.statistics.scores import repetition
+from tinylora.evaluation.statistics.split_gain import split_gain
 from tinylora.evaluation.verdict import evidence_verdict
 from tinylora.models.load import encode_prompt
-from tinylora.reporting.metrics import read_jsonl
-from tinylora.roofline import linear_shapes
+from tinylora.planning.roofline import linear_shapes
+from tinylora.rollouts.answers import ItemResult, evaluate, mean, protocol_of
+from tinylora.rollouts.runtime import Say, Workbench
+from tinylora.store.adapter import Adapter
+from tinylora.store.run_folder import write_atomically
 from tinylora.tasks.base import Item, Task
 from tinylora.tasks.build import build_task
-from tinylora.training.config import RunConfig
-from tinylora.training.run_folder import write_atomically
-from tinylora.workbench import Say, Workbench
+from tinylora.training.metrics import read_jsonl
 
 FORMAT = 1
 ALPHA, POWER = 0.05, 0.8

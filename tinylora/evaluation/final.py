@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import ItemResult, correct, evaluate, mean, protocol_of
 from tinylora.evaluation.lengths import LENGTHS, random_label, randoms_in_words
-from tinylora.evaluation.partial import Partial
 from tinylora.evaluation.plain import paired_json, share_json
+from tinylora.evaluation.resumable import Partial
 from tinylora.models.load import encode_prompt
+from tinylora.rollouts.answers import ItemResult, correct, evaluate, mean, protocol_of
+from tinylora.rollouts.runtime import Say, Workbench
+from tinylora.store.run_folder import write_atomically
 from tinylora.tasks.base import Item, Message
 from tinylora.tasks.prompt import Prompt
-from tinylora.training.config import RunConfig
-from tinylora.training.run_folder import write_atomically
-from tinylora.workbench import Say, Workbench
 
 BUDGET_FACTOR = 4
 MOST_NUMBERS = 4096

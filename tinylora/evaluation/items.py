@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import ItemResult
-from tinylora.reporting.metrics import NO_ROOM, no_room_is_a_user_error
-from tinylora.training.run_folder import write_atomically
+from tinylora.rollouts.answers import ItemResult
+from tinylora.store.run_folder import write_atomically
+from tinylora.training.metrics import NO_ROOM, no_room_is_a_user_error
 
 _FIELDS = tuple(one.name for one in fields(ItemResult))
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinylora.adapter.protocol import Trained
-from tinylora.models.device import for_float64
+from tinylora.adapter.trained import Trained
+from tinylora.system.device import for_float64
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Ids of a prompt, and of the completion whose tokens are looked at."""

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tinylora.evaluation.evaluate import ItemResult, correct
-from tinylora.evaluation.statistics import paired_result, wilson_interval
+from tinylora.evaluation.statistics.paired import paired_result, wilson_interval
+from tinylora.rollouts.answers import ItemResult, correct
 
 
 def share_json(results: Sequence[ItemResult], score: str = "strict") -> dict[str, Any]:

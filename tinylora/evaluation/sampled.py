@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.evaluation.compare import check_num_items
-from tinylora.evaluation.evaluate import ItemResult, evaluate
-from tinylora.evaluation.scores import majority_correct, pass_at_k
-from tinylora.evaluation.statistics import Interval, bootstrap_difference
+from tinylora.evaluation.statistics.paired import Interval, bootstrap_difference
+from tinylora.evaluation.statistics.scores import majority_correct, pass_at_k
+from tinylora.rollouts.answers import ItemResult, evaluate
+from tinylora.rollouts.runtime import Say, Workbench
 from tinylora.tasks.base import Task
-from tinylora.workbench import Say, Workbench
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

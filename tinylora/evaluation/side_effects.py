@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.evaluation.logprobs import completion_logprobs, divergence, in_parts, total
-from tinylora.workbench import Workbench
+from tinylora.rollouts.runtime import Workbench
 
 MOST_TOKENS = 4096
 """Tokens of a text that are looked at; more would only take longer."""

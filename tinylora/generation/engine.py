@@ -5,8 +5,8 @@ from typing import Literal, Protocol
 
 from transformers import PreTrainedModel
 
-from tinylora.adapter.protocol import Trained
-from tinylora.generation.native_backend import KV_BUDGET_BYTES, NativeEngine
+from tinylora.adapter.trained import Trained
+from tinylora.generation.native.engine import KV_BUDGET_BYTES, NativeEngine
 from tinylora.generation.transformers_backend import TransformersEngine
 from tinylora.generation.types import Completion, Request
 from tinylora.models.architecture import Unsupported

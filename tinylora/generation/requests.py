@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tinylora.adapter.finite import all_finite
-from tinylora.adapter.protocol import Trained
+from tinylora.adapter.trained import Trained
 from tinylora.errors import UserError
 from tinylora.generation.types import Request, SamplingParams, is_integer
 

@@ -18,7 +18,7 @@ from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, Top
 from tinylora.generation.noise import Uint64Array, draw_state, gumbel_noise
 from tinylora.generation.sequences import Sequence
 from tinylora.generation.types import SamplingParams
-from tinylora.models.device import for_float64
+from tinylora.system.device import for_float64
 
 BLOCK = 256
 CHUNK = 1 << 18

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tinylora.adapter.protocol import Trained
+from tinylora.adapter.trained import Trained
 from tinylora.errors import UserError
-from tinylora.generation.prefill import can_select, prefill, with_cache
 from tinylora.generation.requests import check_requests
 from tinylora.generation.sampler import draw_tokens
 from tinylora.generation.sequences import Sequence, collect, make_sequences
 from tinylora.generation.types import Completion, Request
+from tinylora.models.prefill import can_select, prefill, with_cache
 
 DROP_SHARE = 0.8
 """Finished rows are dropped once fewer than this share of the batch is still running: each drop copies the cache."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from tinylora.adapter.code import fits_a_code, to_code
 from tinylora.adapter.portable import PortableAdapter
-from tinylora.adapters import Adapter
 from tinylora.errors import UserError
 from tinylora.evaluation.lengths import randoms_in_words
 from tinylora.models.bases import read_name
-from tinylora.reporting.metrics import read_jsonl
+from tinylora.store.adapter import Adapter
+from tinylora.training.metrics import read_jsonl
 
 UNKNOWN_LICENCE = "other"
 

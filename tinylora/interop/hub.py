@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.interop.files import check_folder, put_in_place
+from tinylora.system.folders import check_folder, put_in_place
 
 PATTERNS = ["*.tinylora", "adapter*.safetensors", "adapter_config.json", "README.md"]
 """What `pull` fetches: nothing that could run."""

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tinylora.adapter.attach import AttachedAdapter, linear_maps, output_head_path
 from tinylora.errors import UserError
-from tinylora.interop.files import write_folder
+from tinylora.system.folders import write_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

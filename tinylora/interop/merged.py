@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from tinylora.adapter.attach import AttachedAdapter, output_head_path
 from tinylora.errors import UserError
-from tinylora.interop.files import check_folder, put_in_place
+from tinylora.system.folders import check_folder, put_in_place
 
 ENOUGH = 0.9
 """Below this share of the update, a merge is not the adapter any more."""

@@ -24,8 +24,8 @@ from tinylora.adapter.attach import AttachedAdapter, linear_maps
 from tinylora.adapter.explicit import ExplicitFactors, ExplicitModule
 from tinylora.adapter.grouping import canonical_order
 from tinylora.errors import UserError
-from tinylora.interop.files import write_folder
 from tinylora.interop.lora import CONFIG, WEIGHTS, has_conv1d, target_names
+from tinylora.system.folders import write_folder
 
 KEY = "base_model.model."
 VECTOR = "base_model.tinylora_v."

@@ -21,11 +21,11 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.grouping import select_targets
 from tinylora.adapter.projection import Float64Array
 from tinylora.adapter.quantised import KINDS, keep_differentiable, quantisation_of
+from tinylora.config.method import ON_QUANTISED, THROUGH_PEFT, MethodConfig
 from tinylora.errors import UserError
-from tinylora.generation.runner import Around
-from tinylora.methods.attached import Beside, GetBeside, MethodAdapter, Wrapped
+from tinylora.generation.native.runner import Around
 from tinylora.methods.bottleneck import OUTPUTS, BottleneckAdapter
-from tinylora.methods.config import ON_QUANTISED, THROUGH_PEFT, MethodConfig
+from tinylora.methods.one_vector import Beside, GetBeside, MethodAdapter, Wrapped
 
 FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "wo", "mlp.c_proj")
 """Ends of paths of the maps that end an MLP: ia3 scales their inputs, and the outputs of all others. Liu et al. 2022

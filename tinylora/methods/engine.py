@@ -17,16 +17,16 @@ from transformers import PreTrainedModel
 
 from tinylora.adapter.attach import AttachedAdapter
 from tinylora.adapter.layer import AdaptedLinear, Vector
-from tinylora.adapter.protocol import Trained
+from tinylora.adapter.trained import Trained
+from tinylora.config.run import RunConfig
 from tinylora.generation.engine import Engine, make_engine
-from tinylora.generation.native_backend import NativeEngine
+from tinylora.generation.native.engine import NativeEngine
+from tinylora.generation.native.runner import Around
 from tinylora.generation.requests import check_requests
-from tinylora.generation.runner import Around
 from tinylora.generation.sequences import GenerationError
 from tinylora.generation.types import Completion, Request
-from tinylora.methods.attached import MethodAdapter, set_module
+from tinylora.methods.one_vector import MethodAdapter, set_module
 from tinylora.models.architecture import Unsupported, describe
-from tinylora.training.config import RunConfig
 
 Make = Callable[[Trained | None], Engine]
 """An engine for the model as it is when called, for requests with vectors of the given adapter."""

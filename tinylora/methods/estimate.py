@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from tinylora.config.method import THROUGH_PEFT, MethodConfig
 from tinylora.methods.bottleneck import OUTPUTS
 from tinylora.methods.build import FEEDFORWARD
-from tinylora.methods.config import THROUGH_PEFT, MethodConfig
 
 STATE_COPIES = 16
 """Arrays of all trained numbers that a run holds at its peak, in float32: v, its gradient, Adam's two, the best v, what

@@ -6,8 +6,8 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from tinylora.methods.attached import MethodAdapter
-from tinylora.training.run_folder import write_atomically
+from tinylora.methods.one_vector import MethodAdapter
+from tinylora.store.run_folder import write_atomically
 
 
 def write_peft_adapter(folder: Path, adapter: MethodAdapter, v: Tensor, *, base_name: str) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tinylora.models.digest import save_memo
 from tinylora.models.fingerprint import Fingerprint, Identity, from_json, identify, to_json
 from tinylora.models.load import BaseModel
-from tinylora.paths import cache_dir
+from tinylora.system.digest import save_memo
+from tinylora.system.paths import cache_dir
 
 SAME_TO_ROUNDING = 3e-3
 """Relative distance up to which weights differ by another number format; rounding to bfloat16 is some 2e-3."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from tinylora.errors import UserError
-from tinylora.models.digest import CHUNK_BYTES, remembered_sha256
-from tinylora.paths import cache_dir
+from tinylora.system.digest import CHUNK_BYTES, remembered_sha256
+from tinylora.system.paths import cache_dir
 
 # Network trouble as pip words it, in its several versions.
 OFFLINE_SIGNS = (

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tinylora.adapter.layer import AdaptedLinear
 from tinylora.adapter.projection import uniform_integers
 from tinylora.adapter.quantised import dequantised, quantisation, weight_shape
-from tinylora.models.device import available_threads
-from tinylora.models.digest import save_memo
-from tinylora.paths import cache_dir
+from tinylora.system.device import available_threads
+from tinylora.system.digest import save_memo
+from tinylora.system.paths import cache_dir
 
 SHAPE_BYTES, WEIGHT_BYTES = 4, 8
 SLICE_ELEMENTS = 2**24

@@ -24,10 +24,10 @@ import torch
 from filelock import FileLock
 
 from tinylora.errors import UserError
-from tinylora.models.digest import remembered_sha256, sha256_of
 from tinylora.models.names import refuse_adapter
 from tinylora.models.quiet import quiet
-from tinylora.paths import cache_dir
+from tinylora.system.digest import remembered_sha256, sha256_of
+from tinylora.system.paths import cache_dir
 
 FORMAT = 2  # raise it when a conversion would give other weights, so that old copies are made again
 MARKER = "conversion.json"

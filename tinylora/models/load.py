@@ -14,8 +14,6 @@ import torch
 
 from tinylora.adapter.quantised import keep_differentiable
 from tinylora.errors import UserError
-from tinylora.models.device import resolve_device, resolve_dtype
-from tinylora.models.digest import remembered_sha256
 from tinylora.models.embedded import EMBEDDED, embedded_file
 from tinylora.models.gguf import converted_folder
 from tinylora.models.hub import hub_folder
@@ -29,6 +27,8 @@ from tinylora.models.quantise import (
     transformers_config,
 )
 from tinylora.models.quiet import quiet
+from tinylora.system.device import resolve_device, resolve_dtype
+from tinylora.system.digest import remembered_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

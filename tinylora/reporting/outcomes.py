@@ -16,10 +16,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tinylora.errors import UserError
-from tinylora.evaluation.power import adjusted_p_values, smallest_effect
-from tinylora.evaluation.scores import repetition
-from tinylora.evaluation.split_gain import split_gain
-from tinylora.evaluation.statistics import PairedResult, Share, paired_result
+from tinylora.evaluation.statistics.paired import PairedResult, Share, paired_result
+from tinylora.evaluation.statistics.power import adjusted_p_values, smallest_effect
+from tinylora.evaluation.statistics.scores import repetition
+from tinylora.evaluation.statistics.split_gain import split_gain
 from tinylora.reporting.run_files import (
     AGAIN,
     EVIDENCE,

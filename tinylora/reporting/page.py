@@ -25,11 +25,11 @@ from tinylora.errors import UserError
 from tinylora.reporting.charts import figures_of
 from tinylora.reporting.figures import DARK, LIGHT, Figure
 from tinylora.reporting.outcomes import LABELS, MEASURES
-from tinylora.reporting.progress import format_duration
 from tinylora.reporting.report import Pool, RunFacts, differing_settings, finite, pools, read_runs
 from tinylora.reporting.run_files import AGAIN
 from tinylora.reporting.samples import Pair, random_pairs, regressions, shown
-from tinylora.training.run_folder import write_atomically
+from tinylora.store.run_folder import write_atomically
+from tinylora.training.progress import format_duration
 
 NOT_EVALUATED = "Nothing was evaluated on held-out test items, so nothing can be said about a gain."
 NOT_MEASURED = "not measured"

@@ -18,6 +18,8 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 import tinylora
+from tinylora.config.recipe import load_recipe
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.sweeps.plan import ITEMS, Cell, Choice, Run, Sweep, check_same
 from tinylora.sweeps.results import FILE, Results
@@ -31,8 +33,6 @@ from tinylora.sweeps.state import (
     validation,
     write_state,
 )
-from tinylora.training.config import RunConfig
-from tinylora.training.recipe import load_recipe
 
 Say = Callable[[str], None]
 NOTHING = RunState(folder=Path(), run=None)
@@ -111,7 +111,7 @@ class Driver:
                 self._stop()
 
     def _begin_or_go_on(self) -> None:
-        from tinylora.training.run_folder import write_atomically
+        from tinylora.store.run_folder import write_atomically
 
         before = check_same(self.sweep, self.folder)
         if before is None:
@@ -123,7 +123,7 @@ class Driver:
             )
 
     def _begin(self) -> None:
-        from tinylora.training.run_folder import write_atomically
+        from tinylora.store.run_folder import write_atomically
 
         others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".lock")]
         if others:
@@ -272,7 +272,7 @@ class Driver:
         talk.write(f"$ tinylora {' '.join(words)}\n".encode())
         talk.flush()
         root = str(Path(tinylora.__file__).resolve().parents[1])
-        program = f"import sys; sys.path.append({root!r}); from tinylora.sweeps.child import main; main()"
+        program = f"import sys; sys.path.append({root!r}); from tinylora.cli.child import main; main()"
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", program, *words],

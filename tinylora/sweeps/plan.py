@@ -27,9 +27,9 @@ from typing import Any
 
 import tomli_w
 
+from tinylora.config.recipe import apply_overrides, closest, diff_configs, dump_config, load_recipe, recipe_name
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
-from tinylora.training.config import RunConfig
-from tinylora.training.recipe import apply_overrides, closest, diff_configs, dump_config, load_recipe, recipe_name
 
 Value = str | int | float | bool
 TOP = ("recipe", "set", "seeds", "projection_seeds", "evaluate", "choose", "cell")
@@ -319,7 +319,7 @@ def find_sweep(name_or_path: str) -> Path:
         if not path.is_file():
             raise UserError(f"sweep {name_or_path} does not exist; give the path of a .toml file")
         return path
-    from tinylora.paths import recipes_dir
+    from tinylora.system.paths import recipes_dir
 
     folder = recipes_dir() / "sweeps"
     path = folder / f"{name_or_path}.toml"

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from tinylora.reporting.metrics import finite_json, read_jsonl
+from tinylora.config.recipe import load_recipe
 from tinylora.sweeps.plan import ITEMS, Cell, Choice, Run, Sweep
 from tinylora.sweeps.state import RunState, untrained_key, validation
-from tinylora.training.recipe import load_recipe
+from tinylora.training.metrics import finite_json, read_jsonl
 
 FILE, VERSION = "results.json", 1
 SCORES = ("strict", "value_only")
@@ -54,7 +54,7 @@ class Results:
 
     def write(self, results: dict[str, Any]) -> Path:
         """Replace results.json, atomically."""
-        from tinylora.training.run_folder import write_atomically
+        from tinylora.store.run_folder import write_atomically
 
         path = self.folder / FILE
         text = json.dumps(finite_json(results), indent=1, ensure_ascii=False) + "\n"
@@ -91,9 +91,9 @@ class Results:
     def _run(self, run: Run, state: RunState) -> dict[str, Any]:
         if run.path in self._runs:
             return dict(self._runs[run.path])
-        from tinylora.evaluation.evaluate import correct
         from tinylora.evaluation.items import read_items
         from tinylora.evaluation.plain import paired_json, share_json
+        from tinylora.rollouts.answers import correct
 
         assert state.run is not None
         folder = state.run
@@ -124,7 +124,7 @@ class Results:
     def _summary(self, paths: tuple[str, ...]) -> dict[str, Any]:
         """Over the runs of one cell, whatever their seed: shares of right items, and the difference pooled by item."""
         if paths not in self._summaries:
-            from tinylora.evaluation.statistics import pooled_result
+            from tinylora.evaluation.statistics.paired import pooled_result
 
             summary: dict[str, Any] = {"num_runs": len(paths)}
             for score in SCORES:

@@ -6,15 +6,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.tasks import jsonl, public, reasoning_gym, writing
 from tinylora.tasks.base import PromptSettings, TaskSettings
-from tinylora.tasks.ifeval import IfevalScorer
-from tinylora.tasks.math_verify_scorer import MathVerifyScorer
-from tinylora.tasks.mbpp import PythonTestsScorer
 from tinylora.tasks.prompt import Prompt
-from tinylora.tasks.public_sets import PUBLIC
-from tinylora.tasks.python_scorer import PythonScorer, load_function
-from tinylora.tasks.scorers import (
+from tinylora.tasks.scorers.math_verify import MathVerifyScorer
+from tinylora.tasks.scorers.python import PythonScorer, load_function
+from tinylora.tasks.scorers.text import (
     BoxedScorer,
     ContainsScorer,
     ExactScorer,
@@ -23,7 +19,11 @@ from tinylora.tasks.scorers import (
     RegexScorer,
     Scorer,
 )
-from tinylora.tasks.slots import SlotsScorer
+from tinylora.tasks.sets import jsonl, public, reasoning_gym, writing
+from tinylora.tasks.sets.ifeval import IfevalScorer
+from tinylora.tasks.sets.mbpp import PythonTestsScorer
+from tinylora.tasks.sets.public_sets import PUBLIC
+from tinylora.tasks.sets.slots import SlotsScorer
 from tinylora.tasks.split import check_shares
 from tinylora.tasks.split_task import SplitTask
 

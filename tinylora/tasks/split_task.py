@@ -12,7 +12,7 @@ from typing import Any
 from tinylora.errors import UserError
 from tinylora.tasks.base import SPLITS, Item, Message, ScorerError, Split, shorten
 from tinylora.tasks.prompt import Prompt
-from tinylora.tasks.scorers import Scorer
+from tinylora.tasks.scorers.text import Scorer
 from tinylora.tasks.split import question_id, split_of
 
 

@@ -23,14 +23,14 @@ from tinylora.adapter.grouping import tie_groups
 from tinylora.adapter.projection import projection
 from tinylora.adapter.quantised import weight_shape
 from tinylora.errors import UserError
+from tinylora.learner.learner import Learner, Row, micro_batches
+from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS
 from tinylora.methods.engine import engine_for
-from tinylora.models.device import for_float64
+from tinylora.rollouts.groups import DataOrder, sample_step
+from tinylora.rollouts.runtime import Say, Workbench
+from tinylora.store.run_folder import RunFolder, write_atomically
+from tinylora.system.device import for_float64
 from tinylora.training.advantages import group_advantages
-from tinylora.training.learner import Learner, Row, micro_batches
-from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS
-from tinylora.training.rollouts import DataOrder, sample_step
-from tinylora.training.run_folder import RunFolder, write_atomically
-from tinylora.workbench import Say, Workbench
 
 OVERSAMPLING = 8
 """Thin vectors beyond the rank."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
-from tinylora.reporting.metrics import Means
+from tinylora.learner.learner import Learner, Row, micro_batches
+from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS
+from tinylora.rollouts.groups import Group
 from tinylora.training.advantages import group_advantages
-from tinylora.training.config import RunConfig
-from tinylora.training.learner import Learner, Row, micro_batches
-from tinylora.training.memory import FALLBACK_MICRO_BATCH_TOKENS
+from tinylora.training.metrics import Means
 from tinylora.training.objective import policy_loss
-from tinylora.training.rollouts import Group
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tinylora.errors import UserError
 from tinylora.generation.engine import Engine
 from tinylora.generation.types import Request, SamplingParams
-from tinylora.training.learner import Learner, Row
+from tinylora.learner.learner import Learner, Row
 
 MIN_SIGNAL = 10.0
 SLOPE = (0.95, 1.05)

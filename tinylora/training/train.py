@@ -11,40 +11,40 @@ import torch
 from torch import Tensor
 
 from tinylora.adapter.code import fits_a_code
-from tinylora.adapters import open_adapter
+from tinylora.config.recipe import to_table
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
-from tinylora.evaluation.evaluate import evaluate, mean
 from tinylora.evaluation.final import final_evaluation, prompt_candidates
-from tinylora.memory_check import check_memory
-from tinylora.methods.attached import MethodAdapter
+from tinylora.learner.learner import Learner, Row
 from tinylora.methods.build import THROUGH_PEFT
+from tinylora.methods.one_vector import MethodAdapter
 from tinylora.methods.peft_files import write_peft_adapter
 from tinylora.models.bases import explain_difference, remember
 from tinylora.models.fingerprint import Fingerprint, Identity
 from tinylora.models.load import encode_prompt
-from tinylora.peak_memory import peak_memory
-from tinylora.reporting.metrics import JsonlWriter, Means, MetricsWriter, read_jsonl
-from tinylora.reporting.progress import Progress, StepReport
-from tinylora.reporting.trackers import make_trackers
-from tinylora.tasks.base import Split, Task
-from tinylora.training.adapter_file import BEST, LAST, PORTABLE, save_vector
-from tinylora.training.config import RunConfig
-from tinylora.training.gradient_basis import with_gradient_basis
-from tinylora.training.grpo import grpo_step, make_optimizer
-from tinylora.training.learner import Learner, Row
-from tinylora.training.liveness import check_liveness
-from tinylora.training.recipe import to_table
-from tinylora.training.rollouts import DataOrder, Rollouts, reward, sample_step
-from tinylora.training.run_folder import (
+from tinylora.planning.memory_check import check_memory
+from tinylora.rollouts.answers import evaluate, mean
+from tinylora.rollouts.groups import DataOrder, Rollouts, reward, sample_step
+from tinylora.rollouts.runtime import Say, Workbench, open_workbench, say_to_stderr
+from tinylora.store.adapter import open_adapter
+from tinylora.store.adapter_file import BEST, LAST, PORTABLE, save_vector
+from tinylora.store.run_folder import (
     RunFolder,
     collect_environment,
     numeric_differences,
     resume_config,
     write_atomically,
 )
-from tinylora.training.supervised import check_references, reference_rows, right_rows, supervised_step
+from tinylora.system.peak_memory import peak_memory
+from tinylora.tasks.base import Split, Task
+from tinylora.training.gradient_basis import with_gradient_basis
+from tinylora.training.grpo import grpo_step, make_optimizer
+from tinylora.training.liveness import check_liveness
+from tinylora.training.metrics import JsonlWriter, Means, MetricsWriter, read_jsonl
+from tinylora.training.progress import Progress, StepReport
+from tinylora.training.sft import check_references, reference_rows, right_rows, supervised_step
+from tinylora.training.trackers import make_trackers
 from tinylora.training.watch import Watch
-from tinylora.workbench import Say, Workbench, open_workbench, say_to_stderr
 
 CHECKED_PROMPTS = 64
 """Of each split, the first ones and the longest ones that are encoded before a run."""

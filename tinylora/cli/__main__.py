@@ -1,5 +1,0 @@
-"""python -m tinylora.cli"""
-
-from tinylora.cli import main
-
-main()

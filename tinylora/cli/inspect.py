@@ -1,0 +1,232 @@
+"""inspect, bench, cache and recipes: what is here, and what it would take."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinylora.cli.common import Json, Overrides, app, print_json, say, verb
+from tinylora.errors import UserError
+
+if TYPE_CHECKING:
+    from tinylora.config.run import RunConfig
+    from tinylora.planning.inspection import Inspection
+    from tinylora.planning.plan import Plan
+    from tinylora.planning.speed import Speed
+
+
+@app.command()
+@verb
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|ADAPTER", help="The embedded model, a folder, a .gguf file, a hub id, or an adapter."
+        ),
+    ],
+    set_: Overrides = None,
+    recipe: Annotated[str, typer.Option(help="Recipe for all other settings; --landscape takes demo.")] = "",
+    weights: Annotated[
+        bool | None,
+        typer.Option(
+            "--weights/--shapes", help="Load the weights or not; without either, only what is on this machine."
+        ),
+    ] = None,
+    landscape: Annotated[
+        bool, typer.Option("--landscape", help="Accuracy and KL to the base against the norm of random vectors.")
+    ] = False,
+    norms: Annotated[str, typer.Option(help="Norms, separated by commas (--landscape).")] = "0.03,0.05,0.1,0.2",
+    vectors: Annotated[int, typer.Option(help="Random vectors for each norm (--landscape).")] = 3,
+    items: Annotated[int, typer.Option(help="Validation items (--landscape).")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the random vectors (--landscape).")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show what would be trained and what that takes. Modules, groups, bytes, memory, time; of an adapter, what it is.
+
+    \b
+    Examples:
+      tinylora inspect smollm2-135m-instruct --set adapter.n_tie=17
+      tinylora inspect Qwen/Qwen2.5-7B-Instruct
+      tinylora inspect smollm2-135m-instruct --landscape --norms 0.03,0.1 --vectors 5 --items 128
+      tinylora inspect runs/demo-001
+    """
+    from tinylora.cli.adapters import describe_json, describe_text
+    from tinylora.config.recipe import apply_overrides, load_recipe
+    from tinylora.config.run import RunConfig
+    from tinylora.evaluation.landscape import format_landscape
+    from tinylora.evaluation.landscape import landscape as scan
+    from tinylora.models.names import resolve_name
+    from tinylora.planning.inspection import inspect_shapes, inspect_weights
+    from tinylora.rollouts.runtime import open_workbench
+    from tinylora.store.adapter import is_adapter, open_adapter
+
+    if is_adapter(model):
+        opened = open_adapter(model)
+        if as_json:
+            print_json(describe_json(opened))
+        else:
+            print(describe_text(opened))
+        return
+    if landscape and weights is False:
+        raise UserError("--landscape needs the weights; leave --shapes out")
+    name = recipe or ("demo" if landscape else "")
+    config = load_recipe(name) if name else RunConfig()
+    config = apply_overrides(
+        dataclasses.replace(config, model=dataclasses.replace(config.model, name=model)), set_ or []
+    )
+    if weights is None:
+        weights = landscape or resolve_name(config.model.name).kind != "hub"
+    if not weights:
+        print_inspection(config, *inspect_shapes(config, say), as_json=as_json)
+        return
+    bench = open_workbench(config, task=landscape, say=say)
+    if landscape:
+        rows = scan(bench, _numbers(norms), vectors, items, seed, say)
+        if as_json:
+            print_json({"model": model, "recipe": name, "rows": [dataclasses.asdict(row) for row in rows]})
+        else:
+            print(format_landscape(rows))
+        return
+    print_inspection(bench.config, *inspect_weights(bench, say), as_json=as_json)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UserError(f"--norms must be numbers separated by commas, such as 0.1,0.5, got {text!r}") from None
+
+
+def print_inspection(config: "RunConfig", found: "Inspection", speed: "Speed", plan: "Plan", *, as_json: bool) -> None:
+    """What would be trained, for people or as JSON."""
+    from tinylora.planning.inspection import format_inspection
+    from tinylora.planning.plan import format_plan
+
+    if as_json:
+        inspected = dataclasses.asdict(found)
+        inspected["memory"]["total"] = found.memory.total
+        print_json({**inspected, "speed": dataclasses.asdict(speed), "plan": dataclasses.asdict(plan)})
+    else:
+        print(format_inspection(found, config.adapter))
+        print(format_plan(speed, plan))
+
+
+# --- bench ---
+
+
+@app.command()
+@verb
+def bench(
+    model: Annotated[str, typer.Argument(help="The embedded model, a folder, a .gguf file, or a hub id.")],
+    batch: Annotated[str, typer.Option(help="Rows at once, separated by commas; each is measured.")] = "1,8,64",
+    prompt: Annotated[int, typer.Option(help="Tokens of each row's prompt.")] = 128,
+    new: Annotated[int, typer.Option(help="Tokens generated on each row.")] = 64,
+    threads: Annotated[int, typer.Option(help="0 takes OMP_NUM_THREADS, else the cores really available.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    backend: Annotated[str, typer.Option(help="native or transformers.")] = "native",
+    as_json: Json = False,
+) -> None:
+    """Measure how fast a model generates here. Says how near that is to what this machine can do.
+
+    The roofline: a decode step takes at least, for every linear map, the larger of 2 x rows x in x out / product rate
+    and its bytes / memory bandwidth, and the bytes of the keys and values it reads / memory bandwidth; rate and
+    bandwidth are measured first. The share is that bound divided by the measured time.
+
+    \b
+    Examples:
+      tinylora bench smollm2-135m-instruct
+      tinylora bench Qwen/Qwen2.5-0.5B-Instruct --batch 1,32 --prompt 256 --new 128
+      tinylora bench smollm2-135m-instruct --backend transformers --threads 1 --json
+    """
+    from tinylora.planning.generation_speed import BenchSettings, format_bench, run_bench
+
+    result = run_bench(
+        model,
+        BenchSettings(
+            batches=_batches(batch),
+            prompt=prompt,
+            new=new,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+            backend=backend,  # type: ignore[arg-type]
+        ),
+        say,
+    )
+    if as_json:
+        print_json(dataclasses.asdict(result))
+    else:
+        print(format_bench(result))
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"--batch must be whole numbers separated by commas, such as 1,8,64, got {text!r}") from None
+
+
+# --- cache and recipes ---
+
+
+@app.command()
+@verb
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all of it; it comes back when it is needed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what is cached, where and how large, or delete it.
+
+    \b
+    Examples:
+      tinylora cache
+      tinylora cache --clear
+    """
+    from tinylora.system.cache import cache_report, clear_cache
+    from tinylora.system.paths import cache_dir
+
+    if clear:
+        freed = clear_cache()
+        if as_json:
+            print_json({"folder": str(cache_dir()), "freed_bytes": freed})
+        else:
+            print(f"freed {freed / 1e6:,.1f} MB in {cache_dir()}")
+        return
+    entries = cache_report()
+    if as_json:
+        print_json({"folder": str(cache_dir()), "entries": [dataclasses.asdict(entry) for entry in entries]})
+        return
+    print(f"{cache_dir()} ($TINYLORA_CACHE moves it)")
+    for entry in entries:
+        print(f"  {entry.kind:<12} {entry.total_bytes / 1e6:>9,.1f} MB  {entry.num_files:>4} files  {entry.about}")
+    print(f"  {'total':<12} {sum(entry.total_bytes for entry in entries) / 1e6:>9,.1f} MB")
+
+
+@app.command()
+@verb
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that come with tinylora.
+
+    \b
+    Examples:
+      tinylora recipes
+      tinylora train demo --dry-run
+    """
+    from tinylora.system.paths import recipes_dir
+
+    found = {
+        path.stem: _first_comment(path) for path in sorted(recipes_dir().glob("*.toml"), key=lambda path: path.stem)
+    }
+    if as_json:
+        print_json({"folder": str(recipes_dir()), "recipes": found})
+        return
+    width = max((len(name) for name in found), default=0)
+    for name, about in found.items():
+        print(f"{name:<{width}}  {about}")
+
+
+def _first_comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")

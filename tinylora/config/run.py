@@ -1,0 +1,306 @@
+"""Every setting of a run, as frozen dataclasses: the string under a field is its help, a default is written once."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tinylora.adapter.config import AdapterConfig
+from tinylora.config.method import MethodConfig
+from tinylora.errors import UserError
+
+
+def _require(ok: bool, key: str, allowed: str, value: object) -> None:
+    if not ok:
+        raise UserError(f"{key} must be {allowed}, got {value!r}")
+
+
+def _require_at_least(least: int, section: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= least, f"{section}.{name}", f"at least {least}", value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The base model, and where and in which dtype it runs."""
+
+    name: str = "smollm2-135m-instruct"
+    """The embedded model's name, a folder, a .gguf file, or a hub id."""
+    revision: str = ""
+    """Hub revision; empty means main. The commit that was loaded is recorded in the run."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto takes CUDA, then Apple's mps, then the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto takes bfloat16 only where the hardware has it, float32 elsewhere."""
+    quantization: Literal["none", "bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4"] = "none"
+    """Keep the linear maps quantised: bnb-4bit (NF4), bnb-8bit, torchao-int8, torchao-int4 (4 bits, a byte each).
+    The output head and the embeddings stay in dtype. docs/quantised.md says what works where."""
+    trust_remote_code: bool = False
+    """Run code from a hub repository. Off unless you ask."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "model.name", "a model's name, folder, file or hub id", self.name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskConfig:
+    """The questions, their splits and how replies are scored."""
+
+    name: str = "reasoning_gym:chain_sum"
+    """gsm8k, math, math500, aime24, aime25, amc23, banking77, restaurant8k, ifeval, mbpp, writing, jsonl, or
+    reasoning_gym:NAME."""
+    path: str = ""
+    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the reasoning-gym task, passed through; labels for banking77; levels, subjects for math, math500;
+    rules, max_rules for writing."""
+    num_items: int = 6000
+    """Distinct questions to generate at most (reasoning-gym, writing)."""
+    seed: int = 0
+    """Seed of the generated items. Splits never depend on it."""
+    scorer: str = "number"
+    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, ifeval, python-tests, or
+    module:function."""
+    scorer_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the scorer, such as pattern for regex."""
+    validation_share: float = 0.1
+    """Share of questions, by hash, that are for validation."""
+    test_share: float = 0.25
+    """Share of questions, by hash, that are for the test (unless the source has a test file)."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "task.name", "gsm8k, another public set, jsonl or reasoning_gym:NAME", self.name)
+        _require_at_least(1, "task", self, "num_items")
+        _require_at_least(0, "task", self, "seed")
+        for name in ("validation_share", "test_share"):
+            _require(0 <= getattr(self, name) < 1, f"task.{name}", "at least 0 and below 1", getattr(self, name))
+        total = self.validation_share + self.test_share
+        _require(total < 1, "task.validation_share + task.test_share", "below 1, to leave questions to train on", total)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptConfig:
+    """How a question becomes a prompt."""
+
+    system: str = ""
+    """System prompt; empty leaves the chat template's own."""
+    template: str = "{question}"
+    """User turn; {question} is replaced."""
+    pattern: str = ""
+    """Regular expression; if set, {question} becomes its first group in the question, where it must always match."""
+    few_shot: tuple[dict[str, str], ...] = ()
+    """Solved examples (question, answer) shown as earlier turns."""
+    chat: bool = True
+    """Use the model's chat template; false feeds the plain text."""
+
+    def __post_init__(self) -> None:
+        _require("{question}" in self.template, "prompt.template", "text with {question} in it", self.template)
+        for shot in self.few_shot:
+            _require({"question", "answer"} <= set(shot), "prompt.few_shot", "tables with question and answer", shot)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationConfig:
+    """How rollouts are sampled."""
+
+    backend: Literal["native", "transformers"] = "native"
+    """Rollout engine; where native does not cover the model, transformers is used, and the run says so."""
+    temperature: float = 1.0
+    """Sampling temperature of the rollouts; the learner's log-probs are at the same temperature."""
+    max_new_tokens: int = 64
+    """Token budget of a completion, stop token included."""
+    stop_strings: tuple[str, ...] = ()
+    """A reply ends, and is cut, before the first of these texts; for prompts without a chat template."""
+    max_batch_rows: int = 128
+    """Completions decoded side by side."""
+    kv_budget_gib: float = 2.0
+    """Memory for keys and values (native); completions wait for their turn where it is full."""
+    cuda_graphs: bool = True
+    """On a GPU, record decode steps and replay them, which saves the time to launch their many small kernels."""
+
+    def __post_init__(self) -> None:
+        allowed = "from 1e-6 to 1e6 (a greedy rollout has nothing to compare)"
+        _require(1e-6 <= self.temperature <= 1e6, "generation.temperature", allowed, self.temperature)
+        _require_at_least(1, "generation", self, "max_new_tokens", "max_batch_rows")
+        _require(all(self.stop_strings), "generation.stop_strings", "texts that are not empty", list(self.stop_strings))
+        finite = 0 < self.kv_budget_gib < math.inf
+        _require(finite, "generation.kv_budget_gib", "a finite number above 0", self.kv_budget_gib)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrpoConfig:
+    """From rollouts to the loss."""
+
+    prompts_per_step: int = 12
+    """Groups (distinct prompts) whose gradient makes one step."""
+    group_size: int = 8
+    """Completions per prompt (G)."""
+    advantage: Literal["group", "mean"] = "group"
+    """group divides the centred reward by the group's standard deviation; mean only centres it."""
+    clip_low: float = 0.2
+    """The ratio is clipped at 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped at 1 + clip_high."""
+    kl_coef: float = 0.0
+    """Weight of the KL to the base model (k3 estimator); the base is v = 0, so it costs a forward and no memory."""
+    updates_per_batch: int = 1
+    """Optimiser steps on each batch of rollouts."""
+    normalisation: Literal["token", "sequence"] = "token"
+    """token: mean over all trained tokens of the step; sequence: mean over completions of their token means."""
+    truncated: Literal["keep", "mask", "zero"] = "zero"
+    """Completions cut off at the budget (strict is 0): zero gives reward 0, keep the other scores, mask skips them."""
+    refill_factor: float = 3.0
+    """Sample at most this many times prompts_per_step prompts to replace groups whose rewards are all equal."""
+    importance_cap: float = 2.0
+    """Truncated importance sampling: learner/sampler probability ratios are cut at this value."""
+    max_logprob_gap: float = 0.1
+    """Stop the run when the mean |learner - sampler| log-prob of a step exceeds this."""
+
+    def __post_init__(self) -> None:
+        enough = "at least 2 (a completion is compared with others of its prompt)"
+        _require(self.group_size >= 2, "grpo.group_size", enough, self.group_size)
+        _require_at_least(1, "grpo", self, "prompts_per_step", "updates_per_batch", "refill_factor", "importance_cap")
+        _require(self.refill_factor < math.inf, "grpo.refill_factor", "finite", self.refill_factor)
+        _require(0 <= self.clip_low <= 1, "grpo.clip_low", "between 0 and 1", self.clip_low)
+        for name in ("clip_high", "kl_coef"):
+            _require(0 <= getattr(self, name) < math.inf, f"grpo.{name}", "0 or more, and finite", getattr(self, name))
+        _require(self.max_logprob_gap > 0, "grpo.max_logprob_gap", "above 0", self.max_logprob_gap)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SftConfig:
+    """Supervised learning on reference solutions (train.algorithm = sft)."""
+
+    target: str = "{answer}"
+    """The reply to learn; {question} is the user's turn, {answer} and {solution} are the item's."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.target.strip()), "sft.target", "text, such as '{question} {answer}'", self.target)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Adam on v."""
+
+    lr: float = 4e-3
+    """Adam's learning rate."""
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+    max_grad_norm: float = 0.0
+    """Clip the gradient's norm at this value; 0 is off."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "max_grad_norm"):
+            _require(0 <= getattr(self, name) < math.inf, f"optim.{name}", "0 or more, and finite", getattr(self, name))
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"optim.{name}", "at least 0 and below 1", getattr(self, name))
+        _require(0 < self.eps < math.inf, "optim.eps", "above 0, and finite", self.eps)
+        _require_at_least(0, "optim", self, "warmup_steps")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Length, seed and memory of a run."""
+
+    algorithm: Literal["grpo", "sft", "rft"] = "grpo"
+    """grpo; sft on reference solutions (sft.target); rft on the untrained model's own right replies. A step of each has
+    prompts_per_step x group_size replies; rft keeps those that are right."""
+    steps: int = 100
+    """Optimiser batches to run."""
+    seed: int = 0
+    """Seed of data order and sampling."""
+    micro_batch_tokens: int = 0
+    """Tokens per forward and backward pass; moves memory and speed, the result only by rounding. 0 takes as many as
+    memory_budget_gib holds; resolved once and recorded."""
+    memory_budget_gib: float = 1.0
+    """Memory for the activations of a micro-batch, where micro_batch_tokens is 0."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    num_threads: int = 0
+    """Torch threads; 0 takes OMP_NUM_THREADS, else the cores really available. Resolved once and recorded."""
+    check_memory: bool = True
+    """Refuse a run whose estimated memory is more than there is."""
+    keep: Literal["best", "last"] = "best"
+    """Which v is the adapter: best on validation, or the last one. Both are saved."""
+    control: Literal["none", "format", "shuffled"] = "none"
+    """Train on a control reward instead: format gives 1 for a finished reply in the asked-for format, right or wrong;
+    shuffled deals each prompt's rewards out to its completions at random."""
+    liveness_every: int = 50
+    """Steps between liveness probes; one always runs at the start."""
+
+    def __post_init__(self) -> None:
+        only = "none unless train.algorithm is grpo (it is a reward)"
+        _require(self.algorithm == "grpo" or self.control == "none", "train.control", only, self.control)
+        _require_at_least(1, "train", self, "steps", "liveness_every")
+        _require_at_least(0, "train", self, "num_threads", "micro_batch_tokens")
+        finite = 0 < self.memory_budget_gib < math.inf
+        _require(finite, "train.memory_budget_gib", "a finite number above 0", self.memory_budget_gib)
+        _require(0 <= self.seed < 2**63, "train.seed", "at least 0 and below 2**63", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """Validation during the run, and the final evaluation."""
+
+    every: int = 10
+    """Steps between validation runs; 0 validates only at the end."""
+    num_validation: int = 128
+    """Validation items (greedy)."""
+    num_test: int = 1000
+    """Test items of the final evaluation; 0 leaves it out."""
+    random_vectors: int = 5
+    """Random vectors that the final evaluation compares with: of 1, 1/2, 1/4 and 1/8 times the norm of v, in turn."""
+    prompts: tuple[dict[str, str], ...] = ()
+    """Prompts (name, system, template, pattern, few_shot = yes|no) tried untrained; validation's best is a control."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(0, "eval", self, "every", "num_test", "random_vectors")
+        _require_at_least(1, "eval", self, "num_validation")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """What is written down, and how often."""
+
+    trackers: tuple[str, ...] = ()
+    """Extra trackers: tensorboard, wandb, trackio."""
+    samples_per_step: int = 2
+    """Completions written to samples.jsonl each step."""
+    checkpoint_every: int = 1
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        known = ("tensorboard", "wandb", "trackio")
+        _require(set(self.trackers) <= set(known), "log.trackers", f"among {', '.join(known)}", list(self.trackers))
+        _require_at_least(0, "log", self, "samples_per_step")
+        _require_at_least(1, "log", self, "checkpoint_every")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One run, resolved: what `config.toml` in the run folder holds."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    reward: dict[str, float] = field(default_factory=lambda: {"strict": 1.0})
+    """Weights of the task's scores in the reward."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        finite = all(math.isfinite(weight) for weight in self.reward.values())
+        useful = finite and any(weight != 0 for weight in self.reward.values())
+        own = self.method.name == "tinylora" or self.adapter.basis != "gradient"
+        _require(own, "method.name", "tinylora where adapter.basis is gradient", self.method.name)
+        _require(useful, "reward", "finite weights of the task's scores, at least one of them not 0", self.reward)

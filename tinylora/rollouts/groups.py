@@ -1,0 +1,153 @@
+"""One step's rollouts: draw prompts in a seeded order, complete each G times, score, refill groups without variance."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from tinylora.config.run import RunConfig
+from tinylora.errors import UserError
+from tinylora.generation.types import Completion, Request, SamplingParams
+from tinylora.models.load import encode_prompt
+from tinylora.rollouts.answers import ItemResult, score_completion, stop_at
+from tinylora.rollouts.runtime import Workbench
+from tinylora.tasks.base import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt's G completions with their results and rewards."""
+
+    item: Item
+    prompt_ids: tuple[int, ...]
+    completions: list[Completion]
+    results: list[ItemResult]
+    rewards: list[float]
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether the rewards differ, so that the group carries a gradient."""
+        return max(self.rewards) > min(self.rewards)
+
+
+@dataclass
+class Rollouts:
+    """A step's batch (`groups`) and everything that was sampled to get it (`sampled`, the batch included)."""
+
+    groups: list[Group]
+    sampled: list[Group] = field(repr=False)
+    seconds: float
+
+    @property
+    def tokens_sampled(self) -> int:
+        """Completion tokens sampled, discarded groups included."""
+        return sum(len(c.token_ids) for group in self.sampled for c in group.completions)
+
+
+class DataOrder:
+    """Train items in a seeded order that changes every epoch; `position` counts the items handed out, for resuming."""
+
+    def __init__(self, items: Sequence[Item], seed: int, position: int = 0) -> None:
+        self.items = items
+        self.seed = seed
+        self.position = position
+        self._epoch = -1
+        self._order: np.ndarray = np.zeros(0, dtype=np.int64)
+
+    def take(self, count: int) -> list[tuple[int, Item]]:
+        """The next `count` (position, item) pairs."""
+        taken = []
+        for _ in range(count):
+            epoch, index = divmod(self.position, len(self.items))
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
+            taken.append((self.position, self.items[int(self._order[index])]))
+            self.position += 1
+        return taken
+
+
+def reward(result: ItemResult, config: RunConfig) -> float:
+    """Weighted sum of the task's scores; `strict` is 0 for a truncated completion, and truncated = "zero" makes it 0.
+
+    Under train.control = "format" it is whether the reply has stopped and has the asked-for format, nothing else.
+
+    Raises: UserError, with the item, for a score the task does not give or a reward that is not finite.
+    """
+    if not result.stopped and config.grpo.truncated == "zero":
+        return 0.0
+    if config.train.control == "format":
+        return float(result.answered and result.stopped)
+    scores = {**result.scores, "strict": result.strict}
+    total = 0.0
+    for name, weight in config.reward.items():
+        if name not in scores:
+            raise UserError(f"reward.{name} is no score of this task; it gives: {', '.join(sorted(scores))}")
+        total += weight * scores[name]
+    if not math.isfinite(total):
+        raise UserError(f"the reward is {total} for item {result.item_id[:12]} ({result.question!r}): {result.text!r}")
+    return total
+
+
+def shuffled(rewards: Sequence[float], seed: int, position: int) -> list[float]:
+    """One prompt's rewards in an order that has nothing to do with its completions; the same on every machine.
+
+    Their spread stays, and with it the size of the gradient: what is gone is only what they say.
+    """
+    order = np.random.default_rng([seed, position, 0x5EED]).permutation(len(rewards))
+    return [rewards[int(i)] for i in order]
+
+
+def sample_step(bench: Workbench, order: DataOrder, v: Tensor | None, *, refill: bool = True) -> Rollouts:
+    """Sample one step's groups under v; None is the untrained model. Without refill, prompts_per_step and no more.
+
+    Groups whose rewards are all equal carry no gradient; they are replaced by new prompts until refill_factor times
+    prompts_per_step prompts were sampled. What is missing then is filled up with such groups, which count in the step's
+    denominators. The draws are keyed by (train.seed, position in the data order, sample).
+    """
+    config = bench.config
+    assert bench.task is not None
+    params = SamplingParams(
+        temperature=config.generation.temperature,
+        max_new_tokens=config.generation.max_new_tokens,
+        stop_token_ids=bench.base.stop_token_ids,
+        seed=config.train.seed,
+    )
+    stops = config.generation.stop_strings
+    should_stop = stop_at(bench.base, stops)
+    wanted = config.grpo.prompts_per_step
+    most = max(wanted, int(config.grpo.refill_factor * wanted)) if refill else wanted
+    sampled: list[Group] = []
+    started = time.perf_counter()
+    while True:
+        useful = sum(group.has_variance for group in sampled)
+        count = min(wanted - useful, most - len(sampled))
+        if count <= 0:
+            break
+        taken = order.take(count)
+        requests = [
+            Request(
+                prompt_ids=encode_prompt(bench.base, bench.task.prompt(item), config.prompt.chat),
+                params=params,
+                num_samples=config.grpo.group_size,
+                key=position,
+                v=v,
+                should_stop=should_stop,
+            )
+            for position, item in taken
+        ]
+        by_request: list[list[Completion]] = [[] for _ in taken]
+        for completion in bench.engine.generate(requests):
+            by_request[completion.request_index].append(completion)
+        for (_, item), request, completions in zip(taken, requests, by_request, strict=True):
+            results = [score_completion(bench.base, bench.task, item, c, stops) for c in completions]
+            rewards = [reward(result, config) for result in results]
+            if config.train.control == "shuffled":
+                rewards = shuffled(rewards, config.train.seed, request.key)
+            sampled.append(Group(item, request.prompt_ids, completions, results, rewards))
+    with_variance = [group for group in sampled if group.has_variance]
+    without = [group for group in sampled if not group.has_variance]
+    return Rollouts([*with_variance, *without][:wanted], sampled, time.perf_counter() - started)

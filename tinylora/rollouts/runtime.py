@@ -1,0 +1,159 @@
+"""What train, eval, chat and inspect all need, opened once: model, adapter at v = 0, engine, task."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from tinylora.adapter.attach import AttachedAdapter, map_shapes
+from tinylora.adapter.quantised import quantisation_of
+from tinylora.adapter.trained import Trained
+from tinylora.config.run import RunConfig
+from tinylora.generation.engine import Engine
+from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS, FEWEST_PADDED_TOKENS, micro_batch_tokens_for
+from tinylora.methods.build import check_base, put_method_on
+from tinylora.methods.engine import engine_for
+from tinylora.methods.estimate import padded_bytes_a_token
+from tinylora.methods.one_vector import MethodAdapter
+from tinylora.models.architecture import Unsupported, describe
+from tinylora.models.load import BaseModel, load_base_model
+from tinylora.store.adapter import Adapter, put_on
+from tinylora.system.busy import warn_if_busy
+from tinylora.system.device import default_threads
+from tinylora.system.paths import cache_dir
+from tinylora.tasks.base import Task
+from tinylora.tasks.build import build_task
+
+Say = Callable[[str], None]
+
+
+def say_to_stderr(text: str) -> None:
+    """Talk goes to stderr, results to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Workbench:
+    """Everything that is open, under a resolved config."""
+
+    config: RunConfig
+    base: BaseModel
+    adapter: Trained
+    engine: Engine
+    task: Task | None
+
+
+def set_threads(num_threads: int) -> int:
+    """Set torch's threads (0: OMP_NUM_THREADS, else the cores really available) and return the count."""
+    threads = num_threads or default_threads()
+    torch.set_num_threads(threads)
+    return threads
+
+
+def resolve_micro_batch(model: PreTrainedModel, adapter: Trained, config: RunConfig) -> int:
+    """Tokens of a micro-batch: as the config says, else what its memory budget holds (at least 256 where they are
+    padded, as for all methods but TinyLoRA's own layers, and for quantised models); 4,096 for a model whose memory
+    cannot be told beforehand.
+
+    Raises: UserError if the budget does not hold even one token.
+    """
+    train = config.train
+    if train.micro_batch_tokens:
+        return train.micro_batch_tokens
+    budget = int(train.memory_budget_gib * 2**30)
+    if isinstance(adapter, MethodAdapter) or quantisation_of(model):
+        shapes = {}
+        if isinstance(adapter, MethodAdapter):
+            with adapter.using(None):
+                shapes = map_shapes(model, adapter.paths)
+        itemsize = model.get_input_embeddings().weight.element_size()
+        each = padded_bytes_a_token(model, config.method, shapes, itemsize, train.gradient_checkpointing)
+        return max(FEWEST_PADDED_TOKENS, budget // each)
+    try:
+        architecture = describe(model)
+    except Unsupported:
+        return FALLBACK_MICRO_BATCH_TOKENS
+    return micro_batch_tokens_for(budget, architecture, train.gradient_checkpointing)
+
+
+def resolve_quantization(config: RunConfig, say: Say) -> RunConfig:
+    """The config with the base of method qlora quantised, if nothing else is asked for.
+
+    Raises: UserError, before anything is loaded, for a method that does not go with a quantised base.
+    """
+    if config.method.name == "qlora" and config.model.quantization == "none":
+        say("method qlora takes a quantised base, so model.quantization is bnb-4bit; set it to choose another")
+        config = replace(config, model=replace(config.model, quantization="bnb-4bit"))
+    check_base(config.method, "" if config.model.quantization == "none" else config.model.quantization)
+    return config
+
+
+def open_workbench(
+    config: RunConfig,
+    *,
+    task: bool | Task = True,
+    say: Say = say_to_stderr,
+    base: BaseModel | None = None,
+    on: Adapter | None = None,
+    other_base: bool = False,
+) -> Workbench:
+    """Load the model, set the threads, attach v = 0 with the cached basis, build the task and the engine.
+
+    on: the adapter that is to be used, by the method that it was trained by; its base and basis are checked (see
+    `adapters.put_on` for `other_base`), its factors taken where it brings its own.
+
+    Whatever "auto" stood for (device, dtype, threads, revision) and the engine that serves the model are resolved in
+    the returned config.
+    """
+    config = resolve_quantization(config, say) if base is None else config
+    threads = set_threads(config.train.num_threads)
+    built = build_task(config.task, config.prompt) if task is True else (task or None)
+    if base is None:
+        model = config.model
+        base = load_base_model(
+            model.name,
+            device=model.device,
+            dtype=model.dtype,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            quantization=model.quantization,
+        )
+    if base.device.type == "cpu":
+        warn_if_busy(threads, say)
+    if on is None:
+        files = list(base.files) or None
+        adapter: AttachedAdapter | MethodAdapter = put_method_on(
+            base.model, config.method, config.adapter, cache_dir=cache_dir(), source=files
+        )
+    else:
+        adapter = put_on(base.model, on, files=base.files, other_base=other_base)
+        adapter.write(None)
+    if adapter.excluded:
+        say(
+            f"{len(adapter.excluded)} modules left out: " + "; ".join(f"{k} ({v})" for k, v in adapter.excluded.items())
+        )
+    engine = engine_for(
+        base.model,
+        adapter,
+        config,
+        context_length=base.context_length,
+        pad_token_id=base.pad_token_id,
+        say=say,
+    )
+    resolved = replace(
+        config,
+        model=replace(
+            config.model,
+            device=base.device.type,  # type: ignore[arg-type]
+            dtype="bfloat16" if base.dtype == torch.bfloat16 else "float32",
+            revision=base.revision or config.model.revision,
+            quantization=base.quantization,  # type: ignore[arg-type]
+        ),
+        generation=replace(config.generation, backend=engine.name),  # type: ignore[arg-type]
+        train=replace(
+            config.train, num_threads=threads, micro_batch_tokens=resolve_micro_batch(base.model, adapter, config)
+        ),
+    )
+    return Workbench(resolved, base, adapter, engine, built)

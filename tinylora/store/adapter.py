@@ -1,0 +1,326 @@
+"""An adapter in whatever form somebody has it: a run, a file, a code. Opened here, put on a base, or made portable.
+
+Leaves out: foreign formats (interop/), which are imported into one of these forms first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tinylora.adapter.attach import AttachedAdapter, attach_explicit
+from tinylora.adapter.code import from_code, looks_like_a_code
+from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.explicit import FILE as EXPLICIT_FILE
+from tinylora.adapter.explicit import FORMAT as EXPLICIT_FORMAT
+from tinylora.adapter.explicit import ExplicitFactors, load_explicit
+from tinylora.adapter.portable import MAGIC, PortableAdapter, ValueType, parse_adapter, round_values
+from tinylora.adapter.trained import Trained
+from tinylora.config.method import MethodConfig
+from tinylora.config.run import ModelConfig, RunConfig
+from tinylora.errors import UserError
+from tinylora.methods.build import put_method_on
+from tinylora.methods.one_vector import MethodAdapter
+from tinylora.models.bases import explain_difference, lookup, read_name
+from tinylora.models.fingerprint import Fingerprint, Identity, identify
+from tinylora.store.adapter_file import BEST, load_facts, load_vector
+from tinylora.system.paths import cache_dir
+
+SUFFIX = ".tinylora"
+MOST_FILE_BYTES = 2**27
+"""A portable file is never larger: 2^24 numbers in float32, and a header."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Adapter:
+    """v and what gives it meaning."""
+
+    label: str
+    """As it was given; a long code is cut short."""
+    v: Tensor
+    """(groups, u) float32."""
+    config: AdapterConfig | None
+    """None where the factors are explicit."""
+    explicit: ExplicitFactors | None = None
+    fingerprint: Fingerprint | None = None
+    """Of the base; None where the file does not say."""
+    check: bytes = b""
+    """Of the basis; empty where the file does not say."""
+    run: RunConfig | None = None
+    """The settings of training, where the file has them."""
+    value_type: ValueType = "float32"
+    is_own: bool = False
+    """Whether it lies in a run folder of this machine, whose settings may say what code to run; a file's may not."""
+    folder: Path | None = None
+    """The folder that was named, or the run that the file lies in, whose metrics tell what training drew; else None."""
+
+    @property
+    def method(self) -> MethodConfig:
+        """What was trained: TinyLoRA's v, unless the run says otherwise."""
+        return self.run.method if self.run is not None else MethodConfig()
+
+    @property
+    def base_name(self) -> str:
+        """A name under which the base can be loaded here; empty if none is known."""
+        if self.run is not None:
+            return self.run.model.name
+        known = lookup(self.fingerprint) if self.fingerprint else None
+        return next((name for name in known.names if not _is_gone(name)), known.names[0]) if known else ""
+
+    def settings(self, model: str = "") -> RunConfig:
+        """Settings to run it with: those of training where they are known, defaults otherwise.
+
+        model: the base to load, instead of the one that is known. Raises: UserError if none is.
+        """
+        name = model or self.base_name
+        if not name:
+            assert self.fingerprint is None or isinstance(self.fingerprint, Fingerprint)
+            which = f" (fingerprint {self.fingerprint.hex()})" if self.fingerprint else ""
+            raise UserError(f"the base of {self.label}{which} has not been seen on this machine; name it with --model")
+        config = self.run or RunConfig()
+        if config.model.trust_remote_code and not self.is_own:
+            config = replace(config, model=replace(config.model, trust_remote_code=False))
+        if model or self.run is None:
+            name, revision, quantization = read_name(name)
+            if model:  # another copy of the base, quantised as the one that is known
+                quantization = config.model.quantization if self.run is not None else read_name(self.base_name)[2]
+            config = replace(config, model=ModelConfig(name=name, revision=revision, quantization=quantization))  # type: ignore[arg-type]
+        return replace(config, adapter=self.config) if self.config is not None else config
+
+    def to_portable(self, value_type: ValueType = "float32") -> PortableAdapter:
+        """The adapter as a file of tens of bytes.
+
+        Raises: UserError for explicit factors, or where base and basis are not known yet (`completed` finds them).
+        """
+        if self.method.name != "tinylora":
+            raise UserError(
+                f"{self.label} holds {self.method.describe()}, {self.v.numel():,} numbers; only TinyLoRA's have a "
+                "short form. What PEFT knows lies as its own adapter in the run's folder peft"
+            )
+        if self.explicit is not None or self.config is None:
+            raise UserError(
+                f"{self.label} brings factors of its own ({self.explicit.origin if self.explicit else ''}), which no "
+                "base and seed give back, so it has no short form; keep the file with its factors, or export it"
+            )
+        if self.fingerprint is None or not self.check:
+            raise ValueError("fingerprint and check are not known")
+        portable = PortableAdapter(
+            config=self.config, fingerprint=bytes(self.fingerprint), check=self.check, values=self.v.numpy(),
+        )  # fmt: skip
+        return portable.rounded(value_type)
+
+    def rounded(self, value_type: ValueType) -> "Adapter":
+        """The same adapter with its numbers rounded. Raises: UserError if one becomes infinite."""
+        return replace(self, v=torch.from_numpy(round_values(self.v.numpy(), value_type).copy()), value_type=value_type)
+
+
+def _is_gone(name: str) -> bool:
+    """Whether this is a path that is no longer there; names of the hub never are."""
+    return name.startswith(("/", ".", "~")) and not _exists(_expanded(read_name(name)[0]))
+
+
+def open_adapter(reference: str | Path) -> Adapter:
+    """The adapter that a run folder, a file or a code holds.
+
+    Raises: UserError, one sentence, for anything else.
+    """
+    opened = _open(reference)
+    path = _expanded(str(reference))
+    if not _exists(path):
+        return opened
+    if path.is_dir():
+        return replace(opened, folder=path)
+    return replace(opened, folder=path.parent if (path.parent / "metrics.jsonl").is_file() else None)
+
+
+def _open(reference: str | Path) -> Adapter:
+    text = str(reference)
+    if not text.strip():
+        raise UserError("the adapter's name is empty; give a run folder, an adapter file, or a code")
+    if looks_like_a_code(text) and not _exists(Path(text)):
+        code = text.strip()
+        label = code if len(code) <= 24 else f"{code[:12]}...{code[-6:]}"
+        return _from_portable(parse_adapter(from_code(code)), label)
+    path = _expanded(text)
+    if _exists(path) and path.is_dir():
+        return _open_folder(path)
+    if not _exists(path) or not path.is_file():
+        raise UserError(
+            f"there is no adapter {text!r}: give a run folder, an adapter file, or a code that begins with TINY-"
+        )
+    try:
+        with path.open("rb") as handle:
+            begins = handle.read(len(MAGIC))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); mend its permissions, or get it again") from error
+    if begins == MAGIC or path.suffix == SUFFIX:
+        if path.stat().st_size > MOST_FILE_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes; no adapter file has so many")
+        return _from_portable(parse_adapter(path.read_bytes()), str(path))
+    if _safetensors_format(path) == EXPLICIT_FORMAT:
+        explicit = load_explicit(path)
+        known = _fingerprint(explicit.fingerprint, path)
+        return Adapter(label=text, v=explicit.v, config=None, explicit=explicit, fingerprint=known)
+    return _from_run(path, text)
+
+
+def is_adapter(reference: str) -> bool:
+    """Whether this names an adapter rather than a model, for verbs that take both."""
+    path = _expanded(reference)
+    if not _exists(path):
+        return looks_like_a_code(reference)
+    if path.is_dir():
+        return (path / BEST).is_file() or (not (path / "config.json").exists() and any(path.glob(f"*{SUFFIX}")))
+    return looks_like_a_code(reference) or (path.is_file() and path.suffix in (SUFFIX, ".safetensors"))
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~somebody who is not there
+        return Path(text)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a path; a text that is too long to be one is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _fingerprint(text: str, path: Path) -> Fingerprint | None:
+    try:
+        return Fingerprint.of(bytes.fromhex(text)) if text else None
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{path} is inconsistent: {text[:40]!r} is no fingerprint; get it again") from error
+
+
+def _open_folder(path: Path) -> Adapter:
+    if (path / BEST).is_file():
+        return replace(open_adapter(path / BEST), label=str(path), is_own=(path / "config.toml").is_file())
+    if found := sorted(path.glob(f"*{SUFFIX}")):
+        if len(found) > 1:
+            raise UserError(f"{path} holds several adapters ({', '.join(f.name for f in found[:5])}); name one of them")
+        return open_adapter(found[0])
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"{path} holds a PEFT adapter; import it first: tinylora import {path} --model BASE -o FILE")
+    raise UserError(f"{path} holds no adapter (looked for {BEST} and *{SUFFIX}); train one with: tinylora train demo")
+
+
+def _safetensors_format(path: Path) -> str:
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return str((handle.metadata() or {}).get("format", ""))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no adapter file ({error}); get it again") from error
+
+
+def _from_run(path: Path, label: str) -> Adapter:
+    v, run = load_vector(path)
+    facts = load_facts(path)
+    fingerprint = _fingerprint(str(facts.get("fingerprint") or ""), path)
+    try:
+        check = bytes.fromhex(str(facts.get("basis_check") or ""))
+    except ValueError as error:
+        raise UserError(f"{path} is inconsistent: its basis check is no hex text; get it again") from error
+    if fingerprint is None:
+        check = b""  # without a base it says nothing
+    explicit = None
+    if run.adapter.basis == "gradient":
+        factors = path.parent / EXPLICIT_FILE
+        if not factors.is_file():
+            raise UserError(
+                f"{label} is on a basis of its run's own, and {factors} is not there; give the run's folder as it was"
+            )
+        explicit = replace(load_explicit(factors), v=v)
+    return Adapter(
+        label=label, v=v, config=None if explicit else run.adapter, explicit=explicit, run=run,
+        fingerprint=fingerprint, check=check,
+    )  # fmt: skip
+
+
+def _from_portable(portable: PortableAdapter, label: str) -> Adapter:
+    return Adapter(
+        label=label, v=torch.from_numpy(portable.values.copy()), config=portable.config,
+        fingerprint=Fingerprint.of(portable.fingerprint), check=portable.check, value_type=portable.value_type,
+    )  # fmt: skip
+
+
+def put_on(
+    model: nn.Module,
+    adapter: Adapter,
+    *,
+    files: Sequence[Path] = (),
+    other_base: bool = False,
+    identity: Identity | None = None,
+) -> AttachedAdapter | MethodAdapter:
+    """Put an adapter on a model, v included, and check that both belong together.
+
+    files: the weight files that the model still agrees with, so that neither fingerprint nor basis is computed again.
+    other_base: go on where the base is not the adapter's; its numbers then steer the other base's own directions.
+    Raises: UserError for another base (in words), a basis that came out differently, or a v that does not fit.
+    """
+    if adapter.fingerprint is not None and not other_base:
+        found = identity or identify(model, files)
+        if found.fingerprint != adapter.fingerprint:
+            raise UserError(
+                f"{adapter.label} was made for another base than this one: "
+                f"{explain_difference(adapter.fingerprint, found)}; give its own base, or --other-base to go on"
+            )
+    if adapter.explicit is not None:
+        attached: AttachedAdapter | MethodAdapter = attach_explicit(model, adapter.explicit)
+    else:
+        assert adapter.config is not None
+        attached = put_method_on(
+            model, adapter.method, adapter.config, cache_dir=cache_dir(), source=list(files) or None
+        )
+    try:
+        check_basis(adapter, attached, other_base=other_base)
+        attached.write(adapter.v)
+    except UserError:
+        attached.detach()
+        raise
+    return attached
+
+
+def put_tinylora_on(
+    model: nn.Module, adapter: Adapter, *, files: Sequence[Path] = (), other_base: bool = False,
+    identity: Identity | None = None,
+) -> AttachedAdapter:  # fmt: skip
+    """`put_on`, for what only TinyLoRA's layers can do (export, merge). Raises: UserError for methods without them."""
+    if adapter.method.name not in ("tinylora", "lora-xs"):
+        raise UserError(
+            f"{adapter.label} holds {adapter.method.describe()}, and this is for TinyLoRA's adapters; tinylora eval "
+            "and chat take it, and what PEFT knows lies as its own adapter in the run's folder peft"
+        )
+    attached = put_on(model, adapter, files=files, other_base=other_base, identity=identity)
+    assert isinstance(attached, AttachedAdapter)
+    return attached
+
+
+def check_basis(adapter: Adapter, attached: Trained, *, other_base: bool = False) -> None:
+    """Raises: UserError if the basis rebuilt here is not the one that the adapter was trained on."""
+    if adapter.check and not other_base and not attached.agrees_with(adapter.check):
+        raise UserError(
+            f"what was rebuilt here for {adapter.label} is not what it was trained from (its check disagrees), so its "
+            "numbers would mean something else; clear the cache (tinylora cache --clear), and report this if it stays"
+        )
+
+
+def completed(adapter: Adapter, attached: Trained, identity: Identity) -> Adapter:
+    """The adapter with the fingerprint and the basis check of the base that it is on."""
+    return replace(adapter, fingerprint=identity.fingerprint, check=attached.check())
+
+
+def load_adapter(model: nn.Module, reference: str | Path, *, other_base: bool = False) -> AttachedAdapter:
+    """Put an adapter (a code, a file, a run folder of TinyLoRA's) on a transformers model of yours, and switch it on.
+
+    The weights are hashed, so that another base is noticed; the basis comes from the cache, or is computed once.
+    `attached.detach()` takes it off again.
+    Raises: UserError for an adapter that cannot be read, another base, or a basis that came out differently.
+    """
+    return put_tinylora_on(model, open_adapter(reference), other_base=other_base)

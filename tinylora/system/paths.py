@@ -1,0 +1,24 @@
+"""Where things lie on disk: the cache folder and the recipes that come with the package."""
+
+import os
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """The folder for everything that can be fetched or computed again; it may not exist yet.
+
+    $TINYLORA_CACHE if set, else $XDG_CACHE_HOME/tinylora, else ~/.cache/tinylora. `tinylora.system.cache` tells what is
+    in it and empties it.
+    """
+    if chosen := os.environ.get("TINYLORA_CACHE"):
+        return Path(chosen).expanduser().resolve()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser().resolve() / "tinylora"
+    return Path.home() / ".cache" / "tinylora"
+
+
+def recipes_dir() -> Path:
+    """The folder of the recipes that come with tinylora: inside an installed wheel, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
