@@ -21,7 +21,7 @@ from tinylora.generation.native.kernels.native import NativeKernels
 from tinylora.generation.native.kernels.plan import Run, make_plan
 from tinylora.generation.native.kv_cache import BLOCK
 from tinylora.models.architecture import describe
-from tinylora.system.device import available_threads
+from tinylora.system.cores import available_threads
 
 SHAPES = {"smollm2-135m": (9, 3, 64), "qwen2.5-0.5b": (14, 2, 64)}
 CASES = ((1, 8192), (16, 4096), (64, 1024))

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from common import finish
 
-from tinylora.config.recipe import load_recipe, to_table
+from tinylora.config.recipe import load_recipe
+from tinylora.config.schema import to_table
 from tinylora.errors import UserError
 from tinylora.evaluation.statistics.paired import PooledResult, pooled_result
 from tinylora.store.run_folder import RunFolder
-from tinylora.training.metrics import read_jsonl
+from tinylora.system.jsonl import read_jsonl
 
 MEASURES = {  # name: condition before, condition after, score
     "primary": ("base_greedy", "tuned_greedy", "strict"),

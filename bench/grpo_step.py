@@ -47,7 +47,7 @@ from tinylora.learner.learner import Learner
 from tinylora.models.load import encode_prompt, load_base_model
 from tinylora.rollouts.groups import Group
 from tinylora.rollouts.runtime import open_workbench
-from tinylora.system.device import available_threads
+from tinylora.system.cores import available_threads
 from tinylora.tasks.base import Item
 from tinylora.tasks.build import build_task
 from tinylora.training.grpo import grpo_step, make_optimizer

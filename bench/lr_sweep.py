@@ -23,7 +23,7 @@ from tinylora.errors import UserError
 from tinylora.evaluation.statistics.paired import paired_result
 from tinylora.rollouts.answers import correct, evaluate, mean
 from tinylora.rollouts.runtime import Workbench, open_workbench
-from tinylora.training.metrics import read_jsonl
+from tinylora.system.jsonl import read_jsonl
 from tinylora.training.train import train
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

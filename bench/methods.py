@@ -46,7 +46,7 @@ def measure(case: str, threads: int, dtype: str, steps: int) -> dict[str, Any]:
     from tinylora.rollouts.groups import DataOrder, sample_step
     from tinylora.rollouts.runtime import open_workbench
     from tinylora.store.adapter_file import save_vector
-    from tinylora.system.peak_memory import peak_memory
+    from tinylora.system.memory import peak_memory
     from tinylora.training.grpo import grpo_step, make_optimizer
 
     bench = open_workbench(load_recipe("demo-tiled", settings(case, threads, dtype)), say=lambda text: None)

@@ -50,8 +50,8 @@ def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
     from tinylora.models.load import encode_prompt, load_base_model
     from tinylora.planning.inspection import weight_bytes
     from tinylora.rollouts.groups import Group
+    from tinylora.system.memory import reset_peak_memory
     from tinylora.system.paths import cache_dir
-    from tinylora.system.peak_memory import reset_peak_memory
     from tinylora.training.grpo import grpo_step, make_optimizer
 
     if kind.startswith("bnb"):

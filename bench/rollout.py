@@ -66,7 +66,7 @@ from tinylora.models.load import BaseModel, load_base_model
 from tinylora.planning.generation_speed import StepClock
 from tinylora.planning.roofline import decode_bound, measure_machine
 from tinylora.system.busy import busy_cores, warn_if_busy
-from tinylora.system.device import available_threads
+from tinylora.system.cores import available_threads
 from tinylora.system.paths import cache_dir
 
 CELLS = ("8x8", "32x8", "equal", "chat", "adapter")

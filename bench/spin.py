@@ -23,7 +23,7 @@ def child(model: str) -> None:
     from rollout import draw_rollouts, make_engine, step_seconds
 
     from tinylora.models.load import load_base_model
-    from tinylora.system.device import available_threads
+    from tinylora.system.cores import available_threads
 
     torch.set_num_threads(available_threads())
     base = load_base_model(model, device="cpu", dtype="bfloat16")

@@ -20,8 +20,9 @@ import tinylora.evaluation.compare as compare_module
 import tinylora.training
 from tinylora.adapter.config import AdapterConfig
 from tinylora.cli import app
-from tinylora.config.run import GenerationConfig, ModelConfig, RunConfig, TaskConfig, TrainConfig
+from tinylora.config.run import GenerationConfig, ModelConfig, RunConfig, TrainConfig
 from tinylora.store.adapter_file import save_vector
+from tinylora.tasks.config import TaskConfig
 
 VERBS = (
     "train", "eval", "chat", "inspect", "bench", "cache", "recipes", "encode", "decode", "verify", "export", "import",

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from tinylora.adapter.config import AdapterConfig
 from tinylora.cli import app
 from tinylora.config.method import MethodConfig
-from tinylora.config.recipe import dump_config
 from tinylora.config.run import ModelConfig, RunConfig
+from tinylora.config.schema import dump_config
 from tinylora.interop import hub
 from tinylora.interop.card import model_card
 from tinylora.models.fingerprint import Fingerprint

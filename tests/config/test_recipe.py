@@ -9,19 +9,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from tinylora.config.recipe import apply_overrides, describe_fields, diff_configs, dump_config, load_recipe
-from tinylora.config.run import (
-    EvalConfig,
-    GenerationConfig,
-    GrpoConfig,
-    LogConfig,
-    OptimConfig,
-    PromptConfig,
-    RunConfig,
-    TaskConfig,
-    TrainConfig,
-)
+from tinylora.config.help import describe_fields
+from tinylora.config.recipe import apply_overrides, load_recipe
+from tinylora.config.run import EvalConfig, GenerationConfig, GrpoConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
+from tinylora.config.schema import diff_configs, dump_config
 from tinylora.errors import UserError
+from tinylora.tasks.config import PromptConfig, TaskConfig
 
 
 def recipe(tmp_path: Path, text: str, *overrides: str) -> RunConfig:

@@ -9,8 +9,9 @@ from torch import nn
 
 from tinylora.adapter.attach import adapted_paths
 from tinylora.adapter.grouping import num_groups
-from tinylora.config.recipe import apply_overrides, dump_config, load_recipe, recipe_name
+from tinylora.config.recipe import apply_overrides, load_recipe, recipe_name
 from tinylora.config.run import RunConfig
+from tinylora.config.schema import dump_config
 from tinylora.evaluation.final import prompt_candidates
 from tinylora.planning.inspection import shape_model
 from tinylora.tasks.build import SCORERS

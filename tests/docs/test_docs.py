@@ -12,7 +12,8 @@ import typer
 
 import tinylora
 from tinylora.cli import app
-from tinylora.config.recipe import load_recipe, to_table
+from tinylora.config.recipe import load_recipe
+from tinylora.config.schema import to_table
 from tinylora.tasks import build_task
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from tinylora.adapter.config import AdapterConfig
 from tinylora.config.recipe import load_recipe
-from tinylora.config.run import GenerationConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig, TrainConfig
+from tinylora.config.run import GenerationConfig, ModelConfig, RunConfig, TrainConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.compare import (
     check_base_kept,
@@ -27,6 +27,7 @@ from tinylora.rollouts.answers import ItemResult, evaluate
 from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.serving.chat import Reply, ReplyPair, format_pair, reply_pair
 from tinylora.tasks.build import build_task
+from tinylora.tasks.config import PromptConfig, TaskConfig
 
 
 def quiet(text: str) -> None:

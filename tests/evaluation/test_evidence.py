@@ -30,7 +30,7 @@ from tinylora.rollouts.answers import ItemResult, evaluate
 from tinylora.rollouts.groups import reward, shuffled
 from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.store.adapter import Adapter, open_adapter
-from tinylora.training.metrics import read_jsonl
+from tinylora.system.jsonl import read_jsonl
 from tinylora.training.train import resume, train
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")

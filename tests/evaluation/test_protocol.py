@@ -8,7 +8,7 @@ import torch
 from tiny_run import ByteTask, quiet, tiny_config
 
 from tinylora.config.recipe import load_recipe
-from tinylora.config.run import GenerationConfig, PromptConfig, RunConfig
+from tinylora.config.run import GenerationConfig, RunConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.compare import compare, settings_for_eval
 from tinylora.evaluation.protocol import items_fingerprint, protocol_hash
@@ -16,6 +16,7 @@ from tinylora.rollouts.answers import cut_at, evaluate, protocol_of, stop_at
 from tinylora.rollouts.runtime import open_workbench
 from tinylora.tasks.base import Item
 from tinylora.tasks.build import make_scorer
+from tinylora.tasks.config import PromptConfig
 from tinylora.tasks.prompt import Prompt
 
 SETTINGS = {

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from tinylora.adapter.config import AdapterConfig
-from tinylora.config.recipe import dump_config
-from tinylora.config.run import EvalConfig, RunConfig, TaskConfig, TrainConfig
+from tinylora.config.run import EvalConfig, RunConfig, TrainConfig
+from tinylora.config.schema import dump_config
 from tinylora.evaluation.account import Account, Prices
 from tinylora.evaluation.conditions import Condition
 from tinylora.evaluation.evidence import assemble
@@ -23,6 +23,7 @@ from tinylora.evaluation.final import verdict
 from tinylora.evaluation.plain import paired_json
 from tinylora.rollouts.answers import ItemResult
 from tinylora.store.adapter_file import BEST, save_vector
+from tinylora.tasks.config import TaskConfig
 
 Answers = dict[str, list[ItemResult]]
 CONDITIONS = [  # name, kind, how much better than the untrained model

@@ -25,9 +25,9 @@ from tinylora.config.run import (
     RunConfig,
     TrainConfig,
 )
+from tinylora.system.jsonl import read_jsonl
 from tinylora.tasks.base import Item, Message, Split
 from tinylora.tasks.split import question_id
-from tinylora.training.metrics import read_jsonl
 from tinylora.training.train import TrainResult, resume, train
 
 TIMING = {"seconds", "rollout_seconds", "tokens_per_second", "cpu_seconds", "peak_memory_bytes", "time"}

@@ -19,7 +19,7 @@ from tinylora.planning import generation_speed as benchmark
 from tinylora.planning import roofline
 from tinylora.planning.generation_speed import BenchSettings, format_bench, run_bench
 from tinylora.planning.roofline import Machine, decode_bound, kv_bytes, linear_shapes, measure_machine, step_seconds
-from tinylora.system.peak_memory import peak_memory, reset_peak_memory
+from tinylora.system.memory import peak_memory, reset_peak_memory
 
 CPU = torch.device("cpu")
 

@@ -14,15 +14,7 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.factors import Factors
 from tinylora.adapter.layer import AdaptedLinear
 from tinylora.config.method import MethodConfig
-from tinylora.config.run import (
-    EvalConfig,
-    GenerationConfig,
-    GrpoConfig,
-    ModelConfig,
-    RunConfig,
-    TaskConfig,
-    TrainConfig,
-)
+from tinylora.config.run import EvalConfig, GenerationConfig, GrpoConfig, ModelConfig, RunConfig, TrainConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.final import prompt_candidates
 from tinylora.evaluation.landscape import format_landscape, landscape, random_vector
@@ -48,6 +40,7 @@ from tinylora.planning.inspection import (
 from tinylora.planning.plan import Prompts, format_plan, make_plan, prompts_of
 from tinylora.planning.speed import Speed
 from tinylora.rollouts.runtime import Workbench, open_workbench
+from tinylora.tasks.config import TaskConfig
 
 
 def quiet(text: str) -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from tinylora.config.run import EvalConfig, PromptConfig, RunConfig
+from tinylora.config.run import EvalConfig, RunConfig
 from tinylora.errors import UserError
 from tinylora.store.adapter_file import BEST, load_vector, save_vector
+from tinylora.tasks.config import PromptConfig
 
 CONFIG = RunConfig(
     prompt=PromptConfig(system='a "quoted"\nline', pattern=r"(\d+) \\ =", few_shot=({"question": "ü", "answer": "1"},)),

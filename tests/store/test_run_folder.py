@@ -17,17 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+from tinylora.config.resume import resume_config
 from tinylora.config.run import OptimConfig, RunConfig
 from tinylora.errors import UserError
-from tinylora.store.run_folder import (
-    RunFolder,
-    available_cores,
-    collect_environment,
-    numeric_differences,
-    read_jsonl,
-    resume_config,
-)
-from tinylora.training.metrics import JsonlWriter
+from tinylora.store.run_folder import RunFolder, read_jsonl
+from tinylora.system.cores import available_threads
+from tinylora.system.environment import collect_environment, numeric_differences
+from tinylora.system.jsonl import JsonlWriter
 
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="kill -9 and fork are POSIX")
 
@@ -533,7 +529,7 @@ def test_environment_is_complete_and_plain() -> None:
     assert json.loads(json.dumps(environment)) == environment
     assert environment["torch"] == torch.__version__ or torch.__version__.startswith(environment["torch"])
     assert environment["threads"] == torch.get_num_threads()
-    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+    assert environment["cores"] == available_threads()
     assert environment["cpu"]
 
 

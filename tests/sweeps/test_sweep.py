@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from tinylora.cli import app
 from tinylora.cli.sweep import next_time
-from tinylora.config.recipe import dump_config, load_recipe
+from tinylora.config.recipe import load_recipe
+from tinylora.config.schema import dump_config
 from tinylora.errors import UserError
 from tinylora.sweeps import driver as driver_module
 from tinylora.sweeps.driver import Driver, kind_of, left_in_words

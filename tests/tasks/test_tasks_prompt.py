@@ -2,8 +2,8 @@
 
 import pytest
 
-from tinylora.config.run import PromptConfig
 from tinylora.errors import UserError
+from tinylora.tasks.config import PromptConfig
 from tinylora.tasks.prompt import Prompt
 
 

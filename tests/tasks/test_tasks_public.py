@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from tinylora.config.recipe import dump_config, parse_recipe
-from tinylora.config.run import PromptConfig, RunConfig, TaskConfig
+from tinylora.config.recipe import parse_recipe
+from tinylora.config.run import RunConfig
+from tinylora.config.schema import dump_config
 from tinylora.errors import UserError
 from tinylora.evaluation.compare import settings_for_eval
 from tinylora.tasks import build_task
+from tinylora.tasks.config import PromptConfig, TaskConfig
 from tinylora.tasks.sets.banking77_labels import LABELS
 from tinylora.tasks.sets.public_sets import PUBLIC
 from tinylora.tasks.sets.slots import SlotsScorer

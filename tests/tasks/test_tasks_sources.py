@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tinylora.config.run import PromptConfig, TaskConfig
 from tinylora.errors import UserError
 from tinylora.tasks import ScorerError, build_task
 from tinylora.tasks.base import SPLITS
+from tinylora.tasks.config import PromptConfig, TaskConfig
 
 
 def write(path, rows):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylora.config.run import PromptConfig, TaskConfig
 from tinylora.errors import UserError
 from tinylora.tasks import build_task, question_id, split_of
 from tinylora.tasks.base import SPLITS
+from tinylora.tasks.config import PromptConfig, TaskConfig
 
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)  # same cases on every machine
 

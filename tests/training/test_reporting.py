@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from tinylora.errors import UserError
-from tinylora.training.metrics import JsonlWriter, Means, MetricsWriter, read_jsonl
+from tinylora.system.jsonl import JsonlWriter, read_jsonl
+from tinylora.training.metrics import Means, MetricsWriter
 from tinylora.training.progress import Progress, StepReport, format_duration, format_step
 from tinylora.training.trackers import make_trackers
 

@@ -26,8 +26,8 @@ from tinylora.models.bases import remember
 from tinylora.rollouts.answers import evaluate
 from tinylora.store.adapter_file import load_vector
 from tinylora.store.run_folder import RunFolder
+from tinylora.system.jsonl import read_jsonl
 from tinylora.tasks.base import Item, Split
-from tinylora.training.metrics import read_jsonl
 from tinylora.training.train import TrainResult, resume, train
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")

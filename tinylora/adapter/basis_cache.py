@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tinylora.adapter.canonical import Weight, raw_weight, round_to_bf16, rounde
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.factors import ALGORITHM, Factors
 from tinylora.errors import UserError
+from tinylora.system.files import replace_file
 
 Basis = tuple[dict[str, Factors], dict[str, str]]
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
@@ -79,7 +78,7 @@ def _digests(folder: Path, weights: Mapping[str, Weight], source: Path | Sequenc
         digests[path] = remembered[1]
     if changed:
         text = json.dumps({"files": files, "modules": known})
-        _replace(memo, lambda scratch: scratch.write_text(text))
+        replace_file(memo, lambda scratch: scratch.write_text(text))
     return digests
 
 
@@ -144,7 +143,7 @@ def _store(entry: Path, basis: Basis) -> None:
         tensors[f"checks.{path}"] = torch.tensor([f.gap, f.residual, f.sign_margin], dtype=torch.float64)
     text = json.dumps(excluded, sort_keys=True)
     metadata = {"excluded": text, "checksum": _checksum(tensors, text)}
-    _replace(entry, lambda scratch: save_file(tensors, scratch, metadata=metadata))
+    replace_file(entry, lambda scratch: save_file(tensors, scratch, metadata=metadata))
 
 
 def _checksum(tensors: Mapping[str, Tensor], excluded: str) -> str:
@@ -154,16 +153,3 @@ def _checksum(tensors: Mapping[str, Tensor], excluded: str) -> str:
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside the target, then put it in its place in one step."""
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    os.close(descriptor)
-    scratch = Path(name)
-    try:
-        write(scratch)
-        os.replace(scratch, target)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinylora.errors import UserError
-from tinylora.training.metrics import NO_ROOM
+from tinylora.system.files import NO_ROOM
 
 if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter
@@ -61,7 +61,7 @@ def complete(adapter: "Adapter", model: str) -> "Adapter":
 
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that is not there yet, whole or not at all. Raises: UserError."""
-    from tinylora.store.run_folder import write_atomically
+    from tinylora.system.files import write_atomically
 
     try:
         if path.is_dir():

@@ -12,7 +12,7 @@ import typer
 import typer.core
 
 from tinylora.errors import UserError
-from tinylora.training.metrics import NO_ROOM
+from tinylora.system.files import NO_ROOM
 
 _PLACES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 """What a place gives that cannot be read or written, where no verb has said it better."""

@@ -44,9 +44,9 @@ def sweep(
       tinylora sweep my-sweep.toml --out runs/mine          the same again goes on where it was stopped
       tinylora figure runs/mine/results.json                the picture of it
     """
-    from tinylora.store.run_folder import available_cores
     from tinylora.sweeps.driver import Driver
     from tinylora.sweeps.plan import check_same, find_sweep, load_sweep
+    from tinylora.system.cores import available_threads
 
     path = find_sweep(sweep)
     plan = load_sweep(path)
@@ -54,7 +54,7 @@ def sweep(
     deadline = next_time(until, datetime.now()) if until else None
     if jobs < 0:
         raise UserError(f"--jobs must be at least 1, or 0 for one each core, got {jobs}")
-    cores = available_cores()
+    cores = available_threads()
     jobs = jobs or (1 if _on_gpu(plan) else cores)
     driver = Driver(plan, folder, jobs=jobs, threads=max(1, cores // jobs), say=say, until=deadline)
     check_same(plan, folder)

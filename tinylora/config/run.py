@@ -2,22 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from tinylora.adapter.config import AdapterConfig
 from tinylora.config.method import MethodConfig
-from tinylora.errors import UserError
-
-
-def _require(ok: bool, key: str, allowed: str, value: object) -> None:
-    if not ok:
-        raise UserError(f"{key} must be {allowed}, got {value!r}")
-
-
-def _require_at_least(least: int, section: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value >= least, f"{section}.{name}", f"at least {least}", value)
+from tinylora.errors import require, require_at_least
+from tinylora.tasks.config import PromptConfig, TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,64 +29,7 @@ class ModelConfig:
     """Run code from a hub repository. Off unless you ask."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "model.name", "a model's name, folder, file or hub id", self.name)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskConfig:
-    """The questions, their splits and how replies are scored."""
-
-    name: str = "reasoning_gym:chain_sum"
-    """gsm8k, math, math500, aime24, aime25, amc23, banking77, restaurant8k, ifeval, mbpp, writing, jsonl, or
-    reasoning_gym:NAME."""
-    path: str = ""
-    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of the reasoning-gym task, passed through; labels for banking77; levels, subjects for math, math500;
-    rules, max_rules for writing."""
-    num_items: int = 6000
-    """Distinct questions to generate at most (reasoning-gym, writing)."""
-    seed: int = 0
-    """Seed of the generated items. Splits never depend on it."""
-    scorer: str = "number"
-    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, ifeval, python-tests, or
-    module:function."""
-    scorer_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the scorer, such as pattern for regex."""
-    validation_share: float = 0.1
-    """Share of questions, by hash, that are for validation."""
-    test_share: float = 0.25
-    """Share of questions, by hash, that are for the test (unless the source has a test file)."""
-
-    def __post_init__(self) -> None:
-        _require(bool(self.name), "task.name", "gsm8k, another public set, jsonl or reasoning_gym:NAME", self.name)
-        _require_at_least(1, "task", self, "num_items")
-        _require_at_least(0, "task", self, "seed")
-        for name in ("validation_share", "test_share"):
-            _require(0 <= getattr(self, name) < 1, f"task.{name}", "at least 0 and below 1", getattr(self, name))
-        total = self.validation_share + self.test_share
-        _require(total < 1, "task.validation_share + task.test_share", "below 1, to leave questions to train on", total)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptConfig:
-    """How a question becomes a prompt."""
-
-    system: str = ""
-    """System prompt; empty leaves the chat template's own."""
-    template: str = "{question}"
-    """User turn; {question} is replaced."""
-    pattern: str = ""
-    """Regular expression; if set, {question} becomes its first group in the question, where it must always match."""
-    few_shot: tuple[dict[str, str], ...] = ()
-    """Solved examples (question, answer) shown as earlier turns."""
-    chat: bool = True
-    """Use the model's chat template; false feeds the plain text."""
-
-    def __post_init__(self) -> None:
-        _require("{question}" in self.template, "prompt.template", "text with {question} in it", self.template)
-        for shot in self.few_shot:
-            _require({"question", "answer"} <= set(shot), "prompt.few_shot", "tables with question and answer", shot)
+        require(bool(self.name), "model.name", "a model's name, folder, file or hub id", self.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,11 +53,11 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         allowed = "from 1e-6 to 1e6 (a greedy rollout has nothing to compare)"
-        _require(1e-6 <= self.temperature <= 1e6, "generation.temperature", allowed, self.temperature)
-        _require_at_least(1, "generation", self, "max_new_tokens", "max_batch_rows")
-        _require(all(self.stop_strings), "generation.stop_strings", "texts that are not empty", list(self.stop_strings))
+        require(1e-6 <= self.temperature <= 1e6, "generation.temperature", allowed, self.temperature)
+        require_at_least(1, "generation", self, "max_new_tokens", "max_batch_rows")
+        require(all(self.stop_strings), "generation.stop_strings", "texts that are not empty", list(self.stop_strings))
         finite = 0 < self.kv_budget_gib < math.inf
-        _require(finite, "generation.kv_budget_gib", "a finite number above 0", self.kv_budget_gib)
+        require(finite, "generation.kv_budget_gib", "a finite number above 0", self.kv_budget_gib)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,13 +91,13 @@ class GrpoConfig:
 
     def __post_init__(self) -> None:
         enough = "at least 2 (a completion is compared with others of its prompt)"
-        _require(self.group_size >= 2, "grpo.group_size", enough, self.group_size)
-        _require_at_least(1, "grpo", self, "prompts_per_step", "updates_per_batch", "refill_factor", "importance_cap")
-        _require(self.refill_factor < math.inf, "grpo.refill_factor", "finite", self.refill_factor)
-        _require(0 <= self.clip_low <= 1, "grpo.clip_low", "between 0 and 1", self.clip_low)
+        require(self.group_size >= 2, "grpo.group_size", enough, self.group_size)
+        require_at_least(1, "grpo", self, "prompts_per_step", "updates_per_batch", "refill_factor", "importance_cap")
+        require(self.refill_factor < math.inf, "grpo.refill_factor", "finite", self.refill_factor)
+        require(0 <= self.clip_low <= 1, "grpo.clip_low", "between 0 and 1", self.clip_low)
         for name in ("clip_high", "kl_coef"):
-            _require(0 <= getattr(self, name) < math.inf, f"grpo.{name}", "0 or more, and finite", getattr(self, name))
-        _require(self.max_logprob_gap > 0, "grpo.max_logprob_gap", "above 0", self.max_logprob_gap)
+            require(0 <= getattr(self, name) < math.inf, f"grpo.{name}", "0 or more, and finite", getattr(self, name))
+        require(self.max_logprob_gap > 0, "grpo.max_logprob_gap", "above 0", self.max_logprob_gap)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +108,7 @@ class SftConfig:
     """The reply to learn; {question} is the user's turn, {answer} and {solution} are the item's."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.target.strip()), "sft.target", "text, such as '{question} {answer}'", self.target)
+        require(bool(self.target.strip()), "sft.target", "text, such as '{question} {answer}'", self.target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,11 +127,11 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "max_grad_norm"):
-            _require(0 <= getattr(self, name) < math.inf, f"optim.{name}", "0 or more, and finite", getattr(self, name))
+            require(0 <= getattr(self, name) < math.inf, f"optim.{name}", "0 or more, and finite", getattr(self, name))
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, f"optim.{name}", "at least 0 and below 1", getattr(self, name))
-        _require(0 < self.eps < math.inf, "optim.eps", "above 0, and finite", self.eps)
-        _require_at_least(0, "optim", self, "warmup_steps")
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", "at least 0 and below 1", getattr(self, name))
+        require(0 < self.eps < math.inf, "optim.eps", "above 0, and finite", self.eps)
+        require_at_least(0, "optim", self, "warmup_steps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,12 +166,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         only = "none unless train.algorithm is grpo (it is a reward)"
-        _require(self.algorithm == "grpo" or self.control == "none", "train.control", only, self.control)
-        _require_at_least(1, "train", self, "steps", "liveness_every")
-        _require_at_least(0, "train", self, "num_threads", "micro_batch_tokens")
+        require(self.algorithm == "grpo" or self.control == "none", "train.control", only, self.control)
+        require_at_least(1, "train", self, "steps", "liveness_every")
+        require_at_least(0, "train", self, "num_threads", "micro_batch_tokens")
         finite = 0 < self.memory_budget_gib < math.inf
-        _require(finite, "train.memory_budget_gib", "a finite number above 0", self.memory_budget_gib)
-        _require(0 <= self.seed < 2**63, "train.seed", "at least 0 and below 2**63", self.seed)
+        require(finite, "train.memory_budget_gib", "a finite number above 0", self.memory_budget_gib)
+        require(0 <= self.seed < 2**63, "train.seed", "at least 0 and below 2**63", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,8 +190,8 @@ class EvalConfig:
     """Prompts (name, system, template, pattern, few_shot = yes|no) tried untrained; validation's best is a control."""
 
     def __post_init__(self) -> None:
-        _require_at_least(0, "eval", self, "every", "num_test", "random_vectors")
-        _require_at_least(1, "eval", self, "num_validation")
+        require_at_least(0, "eval", self, "every", "num_test", "random_vectors")
+        require_at_least(1, "eval", self, "num_validation")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,9 +207,9 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         known = ("tensorboard", "wandb", "trackio")
-        _require(set(self.trackers) <= set(known), "log.trackers", f"among {', '.join(known)}", list(self.trackers))
-        _require_at_least(0, "log", self, "samples_per_step")
-        _require_at_least(1, "log", self, "checkpoint_every")
+        require(set(self.trackers) <= set(known), "log.trackers", f"among {', '.join(known)}", list(self.trackers))
+        require_at_least(0, "log", self, "samples_per_step")
+        require_at_least(1, "log", self, "checkpoint_every")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -302,5 +235,5 @@ class RunConfig:
         finite = all(math.isfinite(weight) for weight in self.reward.values())
         useful = finite and any(weight != 0 for weight in self.reward.values())
         own = self.method.name == "tinylora" or self.adapter.basis != "gradient"
-        _require(own, "method.name", "tinylora where adapter.basis is gradient", self.method.name)
-        _require(useful, "reward", "finite weights of the task's scores, at least one of them not 0", self.reward)
+        require(own, "method.name", "tinylora where adapter.basis is gradient", self.method.name)
+        require(useful, "reward", "finite weights of the task's scores, at least one of them not 0", self.reward)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tinylora.config.recipe import apply_overrides, load_recipe, parse_recipe
-from tinylora.config.run import PromptConfig, RunConfig, TaskConfig
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.items import read_untrained, write_items
 from tinylora.evaluation.statistics.paired import PairedResult, Share, paired_result
@@ -21,6 +21,7 @@ from tinylora.rollouts.answers import ItemResult, evaluate, protocol_of
 from tinylora.rollouts.runtime import Say, Workbench
 from tinylora.tasks.base import Item
 from tinylora.tasks.build import build_task
+from tinylora.tasks.config import PromptConfig, TaskConfig
 from tinylora.tasks.sets.public_sets import HAVE_DEFAULTS, PUBLIC
 
 MEASURES = ("strict", "value_only", "stopped")

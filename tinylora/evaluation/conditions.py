@@ -40,9 +40,9 @@ from tinylora.models.load import encode_prompt
 from tinylora.planning.roofline import linear_shapes
 from tinylora.rollouts.answers import ItemResult, evaluate, mean, score_text
 from tinylora.rollouts.runtime import Say, Workbench
-from tinylora.store.run_folder import write_atomically
+from tinylora.system.files import write_atomically
+from tinylora.system.jsonl import JsonlWriter, read_jsonl
 from tinylora.tasks.base import Item, Message
-from tinylora.training.metrics import JsonlWriter, read_jsonl
 
 EVIDENCE_FILE, ITEMS_FILE, PLAN_FILE = "evidence.json", "evidence_items.jsonl", "evidence_plan.json"
 CONSTANTS = 50

@@ -39,10 +39,10 @@ from tinylora.planning.roofline import linear_shapes
 from tinylora.rollouts.answers import ItemResult, evaluate, mean, protocol_of
 from tinylora.rollouts.runtime import Say, Workbench
 from tinylora.store.adapter import Adapter
-from tinylora.store.run_folder import write_atomically
+from tinylora.system.files import write_atomically
+from tinylora.system.jsonl import read_jsonl
 from tinylora.tasks.base import Item, Task
 from tinylora.tasks.build import build_task
-from tinylora.training.metrics import read_jsonl
 
 FORMAT = 1
 ALPHA, POWER = 0.05, 0.8

@@ -24,7 +24,7 @@ from tinylora.evaluation.resumable import Partial
 from tinylora.models.load import encode_prompt
 from tinylora.rollouts.answers import ItemResult, correct, evaluate, mean, protocol_of
 from tinylora.rollouts.runtime import Say, Workbench
-from tinylora.store.run_folder import write_atomically
+from tinylora.system.files import write_atomically
 from tinylora.tasks.base import Item, Message
 from tinylora.tasks.prompt import Prompt
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.rollouts.answers import ItemResult
-from tinylora.store.run_folder import write_atomically
-from tinylora.training.metrics import NO_ROOM, no_room_is_a_user_error
+from tinylora.system.files import NO_ROOM, no_room_is_a_user_error, write_atomically
 
 _FIELDS = tuple(one.name for one in fields(ItemResult))
 

@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinylora.tasks.base import Item, PromptSettings
+from tinylora.tasks.base import Item
+from tinylora.tasks.config import PromptConfig
 
 VERSION = 2
 """Goes up when a scorer, a parser or the reading of a prompt changes so that the same reply gets another score."""
@@ -26,7 +27,7 @@ def protocol_hash(
     *,
     task: str,
     data: str,
-    prompt: PromptSettings,
+    prompt: PromptConfig,
     chat: bool,
     scorer: str,
     scorer_options: Mapping[str, Any],

@@ -9,8 +9,8 @@ from typing import Any
 
 from tinylora.rollouts.answers import ItemResult
 from tinylora.rollouts.runtime import Say
-from tinylora.store.run_folder import write_atomically
-from tinylora.training.metrics import JsonlWriter, read_jsonl
+from tinylora.system.files import write_atomically
+from tinylora.system.jsonl import JsonlWriter, read_jsonl
 
 _FIELDS = tuple(one.name for one in fields(ItemResult))
 

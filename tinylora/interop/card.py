@@ -11,7 +11,7 @@ from tinylora.errors import UserError
 from tinylora.evaluation.lengths import randoms_in_words
 from tinylora.models.bases import read_name
 from tinylora.store.adapter import Adapter
-from tinylora.training.metrics import read_jsonl
+from tinylora.system.jsonl import read_jsonl
 
 UNKNOWN_LICENCE = "other"
 

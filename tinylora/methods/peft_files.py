@@ -7,7 +7,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tinylora.methods.one_vector import MethodAdapter
-from tinylora.store.run_folder import write_atomically
+from tinylora.system.files import write_atomically
 
 
 def write_peft_adapter(folder: Path, adapter: MethodAdapter, v: Tensor, *, base_name: str) -> None:

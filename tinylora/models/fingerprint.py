@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tinylora.adapter.layer import AdaptedLinear
 from tinylora.adapter.projection import uniform_integers
 from tinylora.adapter.quantised import dequantised, quantisation, weight_shape
-from tinylora.system.device import available_threads
+from tinylora.system.cores import available_threads
 from tinylora.system.digest import save_memo
 from tinylora.system.paths import cache_dir
 

@@ -20,8 +20,8 @@ from tinylora.models.architecture import Unsupported
 from tinylora.models.load import BaseModel, load_base_model
 from tinylora.planning.roofline import Machine, decode_bound, kv_bytes, measure_machine
 from tinylora.system.busy import warn_if_busy
-from tinylora.system.device import default_threads
-from tinylora.system.peak_memory import peak_memory, reset_peak_memory
+from tinylora.system.cores import default_threads
+from tinylora.system.memory import peak_memory, reset_peak_memory
 
 Backend = Literal["native", "transformers"]
 Say = Callable[[str], None]

@@ -23,7 +23,8 @@ from tinylora.methods.build import put_method_on
 from tinylora.methods.engine import engine_for
 from tinylora.methods.one_vector import MethodAdapter
 from tinylora.models.quiet import quiet
-from tinylora.system.device import default_threads, resolve_device, resolve_dtype
+from tinylora.system.cores import default_threads
+from tinylora.system.device import resolve_device, resolve_dtype
 
 CALIBRATION_TOKENS = 256
 

@@ -28,7 +28,7 @@ from tinylora.reporting.outcomes import LABELS, MEASURES
 from tinylora.reporting.report import Pool, RunFacts, differing_settings, finite, pools, read_runs
 from tinylora.reporting.run_files import AGAIN
 from tinylora.reporting.samples import Pair, random_pairs, regressions, shown
-from tinylora.store.run_folder import write_atomically
+from tinylora.system.files import write_atomically
 from tinylora.training.progress import format_duration
 
 NOT_EVALUATED = "Nothing was evaluated on held-out test items, so nothing can be said about a gain."

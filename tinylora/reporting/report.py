@@ -14,15 +14,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tinylora.adapter.code import to_code
-from tinylora.config.recipe import to_table
 from tinylora.config.run import RunConfig
+from tinylora.config.schema import to_table
 from tinylora.errors import UserError
 from tinylora.evaluation.statistics.paired import PooledResult, pooled_result
 from tinylora.reporting.outcomes import Evaluation, read_evaluation
 from tinylora.reporting.run_files import read_json
 from tinylora.reporting.samples import shown
 from tinylora.store.run_folder import RunFolder
-from tinylora.training.metrics import read_jsonl
+from tinylora.system.jsonl import read_jsonl
 
 POOLED_MEASURES = ("strict", "value_only")
 _SEEDS_AND_MACHINE = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.evaluation.lengths import random_label
-from tinylora.training.metrics import read_jsonl
+from tinylora.system.jsonl import read_jsonl
 
 Row = dict[str, Any]
 Items = dict[str, list[Row]]

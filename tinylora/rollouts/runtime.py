@@ -21,7 +21,7 @@ from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.load import BaseModel, load_base_model
 from tinylora.store.adapter import Adapter, put_on
 from tinylora.system.busy import warn_if_busy
-from tinylora.system.device import default_threads
+from tinylora.system.cores import default_threads
 from tinylora.system.paths import cache_dir
 from tinylora.tasks.base import Task
 from tinylora.tasks.build import build_task

@@ -10,10 +10,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tinylora.adapter.finite import all_finite
-from tinylora.config.recipe import dump_config, parse_recipe
+from tinylora.config.recipe import parse_recipe
 from tinylora.config.run import RunConfig
+from tinylora.config.schema import dump_config
 from tinylora.errors import UserError
-from tinylora.store.run_folder import write_atomically
+from tinylora.system.files import write_atomically
 
 BEST, LAST, PORTABLE = "adapter.safetensors", "last.safetensors", "adapter.tinylora"
 

@@ -111,7 +111,7 @@ class Driver:
                 self._stop()
 
     def _begin_or_go_on(self) -> None:
-        from tinylora.store.run_folder import write_atomically
+        from tinylora.system.files import write_atomically
 
         before = check_same(self.sweep, self.folder)
         if before is None:
@@ -123,7 +123,7 @@ class Driver:
             )
 
     def _begin(self) -> None:
-        from tinylora.store.run_folder import write_atomically
+        from tinylora.system.files import write_atomically
 
         others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".lock")]
         if others:

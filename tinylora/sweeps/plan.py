@@ -27,8 +27,9 @@ from typing import Any
 
 import tomli_w
 
-from tinylora.config.recipe import apply_overrides, closest, diff_configs, dump_config, load_recipe, recipe_name
+from tinylora.config.recipe import apply_overrides, load_recipe, recipe_name
 from tinylora.config.run import RunConfig
+from tinylora.config.schema import closest, diff_configs, dump_config
 from tinylora.errors import UserError
 
 Value = str | int | float | bool

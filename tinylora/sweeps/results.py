@@ -12,7 +12,7 @@ from typing import Any
 from tinylora.config.recipe import load_recipe
 from tinylora.sweeps.plan import ITEMS, Cell, Choice, Run, Sweep
 from tinylora.sweeps.state import RunState, untrained_key, validation
-from tinylora.training.metrics import finite_json, read_jsonl
+from tinylora.system.jsonl import finite_json, read_jsonl
 
 FILE, VERSION = "results.json", 1
 SCORES = ("strict", "value_only")
@@ -54,7 +54,7 @@ class Results:
 
     def write(self, results: dict[str, Any]) -> Path:
         """Replace results.json, atomically."""
-        from tinylora.store.run_folder import write_atomically
+        from tinylora.system.files import write_atomically
 
         path = self.folder / FILE
         text = json.dumps(finite_json(results), indent=1, ensure_ascii=False) + "\n"

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinylora.config.recipe import load_recipe, to_table
+from tinylora.config.recipe import load_recipe
 from tinylora.config.run import RunConfig
+from tinylora.config.schema import to_table
 from tinylora.sweeps.plan import ITEMS, Choice, Run
-from tinylora.training.metrics import read_jsonl
+from tinylora.system.jsonl import read_jsonl
 
 TALK, STATE = "talk.txt", "state.json"
 
@@ -75,7 +76,7 @@ def read_state(folder: Path) -> RunState:
 
 def write_state(state: RunState) -> RunState:
     """Keep what has ended, atomically; gives the state as the folder now says it."""
-    from tinylora.store.run_folder import write_atomically
+    from tinylora.system.files import write_atomically
 
     failed = state.failure and {"stage": state.failure.stage, "code": state.failure.code, "lines": state.failure.lines}
     table = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from tinylora.system.device import CGROUP, tightest_quota
+from tinylora.system.cores import CGROUP, tightest_quota
 
 WINDOW_SECONDS = 0.2
 """How long we look: twenty of the kernel's usual clock ticks on each core."""

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from tinylora.system.files import replace_file
 from tinylora.system.paths import cache_dir
 
 CHUNK_BYTES = 8 * 1024 * 1024
@@ -41,20 +40,8 @@ def remembered_sha256(path: Path) -> str:
 def save_memo(path: Path, text: str) -> None:
     """Write what only saves time; a cache that cannot be written to costs time, and nothing else."""
     with suppress(OSError):
-        write_atomically(path, text)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w") as handle:
-            handle.write(text)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda scratch: scratch.write_text(text))
 
 
 def _memo_file(path: Path) -> Path:

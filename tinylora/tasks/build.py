@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.tasks.base import PromptSettings, TaskSettings
+from tinylora.tasks.config import PromptConfig, TaskConfig
 from tinylora.tasks.prompt import Prompt
 from tinylora.tasks.scorers.math_verify import MathVerifyScorer
 from tinylora.tasks.scorers.python import PythonScorer, load_function
@@ -43,7 +43,7 @@ SCORERS: dict[str, type[Scorer]] = {
 GYM_PREFIX = "reasoning_gym:"
 
 
-def build_task(task: TaskSettings, prompt: PromptSettings) -> SplitTask:
+def build_task(task: TaskConfig, prompt: PromptConfig) -> SplitTask:
     """The task that a run's `task` and `prompt` settings describe.
 
     Raises: UserError, for every mistake in the settings or the data, before any model is loaded.

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from tinylora.errors import UserError
-from tinylora.tasks.base import Message, PromptSettings, shorten
+from tinylora.tasks.base import Message, shorten
+from tinylora.tasks.config import PromptConfig
 
 PLACEHOLDER = "{question}"
 
@@ -12,7 +13,7 @@ PLACEHOLDER = "{question}"
 class Prompt:
     """Checked prompt settings. Only `{question}` is replaced, so other braces in a template (JSON, LaTeX) stay."""
 
-    def __init__(self, settings: PromptSettings) -> None:
+    def __init__(self, settings: PromptConfig) -> None:
         if PLACEHOLDER not in settings.template:
             raise UserError(f"prompt.template must contain {PLACEHOLDER}, got {shorten(settings.template)}")
         self._template = settings.template

@@ -28,8 +28,9 @@ from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS
 from tinylora.methods.engine import engine_for
 from tinylora.rollouts.groups import DataOrder, sample_step
 from tinylora.rollouts.runtime import Say, Workbench
-from tinylora.store.run_folder import RunFolder, write_atomically
+from tinylora.store.run_folder import RunFolder
 from tinylora.system.device import for_float64
+from tinylora.system.files import write_atomically
 from tinylora.training.advantages import group_advantages
 
 OVERSAMPLING = 8

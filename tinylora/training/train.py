@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from tinylora.adapter.code import fits_a_code
-from tinylora.config.recipe import to_table
+from tinylora.config.resume import resume_config
 from tinylora.config.run import RunConfig
+from tinylora.config.schema import to_table
 from tinylora.errors import UserError
 from tinylora.evaluation.final import final_evaluation, prompt_candidates
 from tinylora.learner.learner import Learner, Row
@@ -28,19 +29,16 @@ from tinylora.rollouts.groups import DataOrder, Rollouts, reward, sample_step
 from tinylora.rollouts.runtime import Say, Workbench, open_workbench, say_to_stderr
 from tinylora.store.adapter import open_adapter
 from tinylora.store.adapter_file import BEST, LAST, PORTABLE, save_vector
-from tinylora.store.run_folder import (
-    RunFolder,
-    collect_environment,
-    numeric_differences,
-    resume_config,
-    write_atomically,
-)
-from tinylora.system.peak_memory import peak_memory
+from tinylora.store.run_folder import RunFolder
+from tinylora.system.environment import collect_environment, numeric_differences
+from tinylora.system.files import write_atomically
+from tinylora.system.jsonl import JsonlWriter, read_jsonl
+from tinylora.system.memory import peak_memory
 from tinylora.tasks.base import Split, Task
 from tinylora.training.gradient_basis import with_gradient_basis
 from tinylora.training.grpo import grpo_step, make_optimizer
 from tinylora.training.liveness import check_liveness
-from tinylora.training.metrics import JsonlWriter, Means, MetricsWriter, read_jsonl
+from tinylora.training.metrics import Means, MetricsWriter
 from tinylora.training.progress import Progress, StepReport
 from tinylora.training.sft import check_references, reference_rows, right_rows, supervised_step
 from tinylora.training.trackers import make_trackers

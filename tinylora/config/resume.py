@@ -1,0 +1,30 @@
+"""Which settings a resumed run may change."""
+
+from collections.abc import Sequence
+
+from tinylora.config.run import RunConfig
+from tinylora.errors import UserError
+
+MAY_CHANGE = ("train.steps", "generation.kv_budget_gib")
+"""Beside log.*: settings that a resumed run may change. The budget is memory alone, though it decides which sequences
+are computed together, and with that perhaps a last digit."""
+
+
+def resume_config(stored: RunConfig, changes: Sequence[str]) -> RunConfig:
+    """The stored config with `--set` changes. Only train.steps, log.* and generation.kv_budget_gib may change: the rest
+    would be another run.
+
+    Raises: UserError that lists every other key that would change, with both values.
+    """
+    from tinylora.config.recipe import apply_overrides
+    from tinylora.config.schema import diff_configs
+
+    config = apply_overrides(stored, changes)
+    refused = [d for d in diff_configs(stored, config) if d[0] not in MAY_CHANGE and not d[0].startswith("log.")]
+    if refused:
+        listed = ", ".join(f"{key} ({old!r} to {new!r})" for key, old, new in refused)
+        raise UserError(
+            f"only train.steps, log.* and generation.kv_budget_gib may change on resume, got {listed}; start a new run "
+            "for that"
+        )
+    return config

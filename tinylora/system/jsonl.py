@@ -1,0 +1,88 @@
+"""JSON lines in a file that stays readable after a kill: one object a line, a torn last line left out."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tinylora.errors import UserError
+from tinylora.system.files import no_room_is_a_user_error, write_all
+
+
+def finite_json(value: Any) -> Any:
+    """`value` as JSON that every parser reads: NaN and infinities become null, 0-d tensors and NumPy scalars numbers.
+
+    Raises: TypeError for anything else that JSON has no word for.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): finite_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(v) for v in value]
+    if hasattr(value, "item"):  # torch and NumPy, without importing either; more than one element raises there
+        return finite_json(value.item())
+    raise TypeError(f"{type(value).__name__} does not fit into a JSON line: {value!r}")
+
+
+class JsonlWriter:
+    """Appends JSON objects to a file, one a line, each handed to the operating system before `append` returns.
+
+    So a kill loses at most the line being written, and `read_jsonl` copes with that one. A write that fails (full disk)
+    is taken back: the file ends after the last whole line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with no_room_is_a_user_error(path):
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line. Raises: UserError if there is no room for it; TypeError if JSON cannot hold it."""
+        line = json.dumps(finite_json(record), ensure_ascii=False, allow_nan=False) + "\n"
+        # Sampled text can hold half of a surrogate pair, which UTF-8 refuses: written as ? rather than ending the run.
+        data = line.encode("utf-8", errors="replace")
+        size = os.fstat(self._fd).st_size
+        with no_room_is_a_user_error(self.path):
+            try:
+                write_all(self._fd, data)
+            except OSError:
+                os.ftruncate(self._fd, size)
+                raise
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a JSONL file. A last line without its newline (the writer was killed there) is left out.
+
+    Raises: UserError for a broken line anywhere else, with its number; a missing file reads as no lines.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines[:-1], start=1):  # after the last newline: nothing, or a torn line
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is not JSON ({error}); mend or remove that line") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number} must be a JSON object, got {type(record).__name__}")
+        records.append(record)
+    return records

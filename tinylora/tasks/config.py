@@ -1,0 +1,63 @@
+"""What a recipe says of the questions: their source, how replies are scored, how one becomes a prompt."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinylora.errors import require, require_at_least
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskConfig:
+    """The questions, their splits and how replies are scored."""
+
+    name: str = "reasoning_gym:chain_sum"
+    """gsm8k, math, math500, aime24, aime25, amc23, banking77, restaurant8k, ifeval, mbpp, writing, jsonl, or
+    reasoning_gym:NAME."""
+    path: str = ""
+    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the reasoning-gym task, passed through; labels for banking77; levels, subjects for math, math500;
+    rules, max_rules for writing."""
+    num_items: int = 6000
+    """Distinct questions to generate at most (reasoning-gym, writing)."""
+    seed: int = 0
+    """Seed of the generated items. Splits never depend on it."""
+    scorer: str = "number"
+    """exact, number, boxed, regex, json-fields, slots, writing, contains, math-verify, ifeval, python-tests, or
+    module:function."""
+    scorer_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the scorer, such as pattern for regex."""
+    validation_share: float = 0.1
+    """Share of questions, by hash, that are for validation."""
+    test_share: float = 0.25
+    """Share of questions, by hash, that are for the test (unless the source has a test file)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "task.name", "gsm8k, another public set, jsonl or reasoning_gym:NAME", self.name)
+        require_at_least(1, "task", self, "num_items")
+        require_at_least(0, "task", self, "seed")
+        for name in ("validation_share", "test_share"):
+            require(0 <= getattr(self, name) < 1, f"task.{name}", "at least 0 and below 1", getattr(self, name))
+        total = self.validation_share + self.test_share
+        require(total < 1, "task.validation_share + task.test_share", "below 1, to leave questions to train on", total)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptConfig:
+    """How a question becomes a prompt."""
+
+    system: str = ""
+    """System prompt; empty leaves the chat template's own."""
+    template: str = "{question}"
+    """User turn; {question} is replaced."""
+    pattern: str = ""
+    """Regular expression; if set, {question} becomes its first group in the question, where it must always match."""
+    few_shot: tuple[dict[str, str], ...] = ()
+    """Solved examples (question, answer) shown as earlier turns."""
+    chat: bool = True
+    """Use the model's chat template; false feeds the plain text."""
+
+    def __post_init__(self) -> None:
+        require("{question}" in self.template, "prompt.template", "text with {question} in it", self.template)
+        for shot in self.few_shot:
+            require({"question", "answer"} <= set(shot), "prompt.few_shot", "tables with question and answer", shot)
