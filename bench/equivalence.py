@@ -25,7 +25,8 @@ from tinylora.config.run import RunConfig
 from tinylora.interop.peft_tinylora import write_peft
 from tinylora.learner.learner import Learner
 from tinylora.methods.one_vector import MethodAdapter, Wrapped
-from tinylora.rollouts.groups import DataOrder, Group, sample_step
+from tinylora.rollouts.groups import Group, sample_step
+from tinylora.rollouts.order import DataOrder
 from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.tasks.base import Task
 from tinylora.training.grpo import grpo_step, make_optimizer

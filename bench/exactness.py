@@ -25,7 +25,8 @@ from transformers import DynamicCache
 
 from tinylora.generation.native.engine import NativeEngine
 from tinylora.generation.types import Completion, Request, SamplingParams
-from tinylora.models.load import BaseModel, load_base_model
+from tinylora.models.base import BaseModel
+from tinylora.models.load import load_base_model
 from tinylora.models.prefill import with_cache
 
 NEAR_TIE = 1e-3

@@ -16,7 +16,8 @@ from common import ROOT
 
 from tinylora.config.recipe import apply_overrides, load_recipe
 from tinylora.rollouts.answers import evaluate
-from tinylora.rollouts.runtime import open_workbench, say_to_stderr
+from tinylora.rollouts.runtime import open_workbench
+from tinylora.talk import say_to_stderr
 
 RECIPES = ("gsm8k-qwen-boxed", "gsm8k-lm-eval")
 TARGET = ROOT / "bench" / "data" / "grader_replies.jsonl"

@@ -40,7 +40,8 @@ from tinylora.generation.types import Request, SamplingParams
 from tinylora.interop.gguf_lora import write_gguf
 from tinylora.interop.lora import write_lora
 from tinylora.interop.peft_tinylora import read_peft, write_peft
-from tinylora.models.load import BaseModel, load_base_model
+from tinylora.models.base import BaseModel
+from tinylora.models.load import load_base_model
 from tinylora.models.names import resolve_name
 
 TOKENS = 24

@@ -21,7 +21,8 @@ from tinylora.config.recipe import load_recipe
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.statistics.paired import paired_result
-from tinylora.rollouts.answers import correct, evaluate, mean
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.replies import correct, mean
 from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.system.jsonl import read_jsonl
 from tinylora.training.train import train

@@ -43,7 +43,8 @@ def measure(case: str, threads: int, dtype: str, steps: int) -> dict[str, Any]:
     """In this process: some steps after one that is not counted, and the file that they leave."""
     from tinylora.config.recipe import load_recipe
     from tinylora.learner.learner import Learner
-    from tinylora.rollouts.groups import DataOrder, sample_step
+    from tinylora.rollouts.groups import sample_step
+    from tinylora.rollouts.order import DataOrder
     from tinylora.rollouts.runtime import open_workbench
     from tinylora.store.adapter_file import save_vector
     from tinylora.system.memory import peak_memory

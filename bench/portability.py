@@ -75,8 +75,9 @@ def child(job_path: Path) -> None:
     from tinylora.adapter import factors
     from tinylora.generation.transformers_backend import TransformersEngine
     from tinylora.generation.types import Request, SamplingParams
+    from tinylora.methods.put_on import put_on
     from tinylora.models.load import load_base_model
-    from tinylora.store.adapter import open_adapter, put_on
+    from tinylora.store.adapter import open_adapter
 
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
@@ -189,9 +190,10 @@ def main() -> None:
     from tinylora.adapter.attach import attach
     from tinylora.adapter.code import to_code
     from tinylora.adapter.config import AdapterConfig
+    from tinylora.methods.put_on import completed
     from tinylora.models.fingerprint import identify
     from tinylora.models.load import load_base_model
-    from tinylora.store.adapter import Adapter, completed
+    from tinylora.store.adapter import Adapter
 
     base = load_base_model(arguments.model, device="cpu", dtype="float32")
     config = AdapterConfig(num_groups=13)

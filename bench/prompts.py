@@ -14,9 +14,10 @@ from typing import Any
 from common import finish
 
 from tinylora.config.recipe import load_recipe
-from tinylora.evaluation.final import prompt_candidates
 from tinylora.evaluation.statistics.paired import wilson_interval
-from tinylora.rollouts.answers import ItemResult, correct, evaluate, mean
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.prompts import prompt_candidates
+from tinylora.rollouts.replies import ItemResult, correct, mean
 from tinylora.rollouts.runtime import open_workbench
 
 # In the form of eval.prompts; what a line leaves out is as in the recipe. pattern "" keeps reasoning-gym's own wording.

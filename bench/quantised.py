@@ -48,7 +48,7 @@ def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
     from tinylora.methods.build import put_method_on
     from tinylora.methods.engine import engine_for
     from tinylora.models.load import encode_prompt, load_base_model
-    from tinylora.planning.inspection import weight_bytes
+    from tinylora.planning.memory import weight_bytes
     from tinylora.rollouts.groups import Group
     from tinylora.system.memory import reset_peak_memory
     from tinylora.system.paths import cache_dir

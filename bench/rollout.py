@@ -62,7 +62,8 @@ from tinylora.adapter.attach import AttachedAdapter, attach
 from tinylora.adapter.config import AdapterConfig
 from tinylora.generation.transformers_backend import TransformersEngine
 from tinylora.generation.types import Request, SamplingParams
-from tinylora.models.load import BaseModel, load_base_model
+from tinylora.models.base import BaseModel
+from tinylora.models.load import load_base_model
 from tinylora.planning.generation_speed import StepClock
 from tinylora.planning.roofline import decode_bound, measure_machine
 from tinylora.system.busy import busy_cores, warn_if_busy

@@ -17,7 +17,8 @@ from tiny_tokenizer import VOCABULARY, byte_tokenizer
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
 from tinylora.generation.native.kernels.build import NoKernels, library
-from tinylora.models.load import BaseModel, load_base_model
+from tinylora.models.base import BaseModel
+from tinylora.models.load import load_base_model
 from tinylora.reporting import charts
 from tinylora.reporting.figures import Figure
 from tinylora.system import device

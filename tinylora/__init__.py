@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from tinylora.adapter.config import AdapterConfig
     from tinylora.config.recipe import load_recipe
     from tinylora.errors import UserError
+    from tinylora.methods.put_on import load_adapter
     from tinylora.models.load import load_base_model
-    from tinylora.store.adapter import load_adapter, open_adapter
+    from tinylora.store.adapter import open_adapter
     from tinylora.store.adapter_file import load_vector
     from tinylora.training.train import resume, train
 
@@ -33,7 +34,7 @@ _HOMES = {
     "AdapterConfig": "tinylora.adapter.config",
     "UserError": "tinylora.errors",
     "attach": "tinylora.adapter.attach",
-    "load_adapter": "tinylora.store.adapter",
+    "load_adapter": "tinylora.methods.put_on",
     "load_base_model": "tinylora.models.load",
     "load_recipe": "tinylora.config.recipe",
     "load_vector": "tinylora.store.adapter_file",

@@ -11,7 +11,7 @@ from tinylora.adapter.basis import model_basis
 from tinylora.adapter.canonical import canonical_weight
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.projection import projection
-from tinylora.models.load import BaseModel
+from tinylora.models.base import BaseModel
 
 COMPARED_BLOCKS = (0, 1, 7, 15, 22, 29)
 """A full SVD takes half a second of an old core, and there are 210 modules in 30 blocks."""

@@ -27,13 +27,13 @@ from tinylora.interop.lora import write_lora
 from tinylora.interop.merged import write_merged
 from tinylora.interop.peft_tinylora import write_peft
 from tinylora.learner.learner import Learner, Row
-from tinylora.methods.build import put_method_on
+from tinylora.methods.build import put_method_on, resolve_quantization
 from tinylora.models import quantise
 from tinylora.models.architecture import Unsupported, describe
+from tinylora.models.base import BaseModel
 from tinylora.models.bases import explain_difference, read_name, remember, written_name
 from tinylora.models.fingerprint import identify
-from tinylora.models.load import BaseModel, load_base_model
-from tinylora.rollouts.runtime import resolve_quantization
+from tinylora.models.load import load_base_model
 from tinylora.training.train import resume, train
 
 LIBRARY = {"bnb": "bitsandbytes", "torchao": "torchao"}

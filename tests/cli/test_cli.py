@@ -241,7 +241,7 @@ def test_the_final_evaluation_is_the_result(
     fake_train: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_train.result = {"verdict": "it learned"}
-    monkeypatch.setattr("tinylora.evaluation.final.format_result", lambda result: f"VERDICT {result['verdict']}")
+    monkeypatch.setattr("tinylora.evaluation.verdict.format_result", lambda result: f"VERDICT {result['verdict']}")
     assert tinylora_("train", "demo", "--out", str(tmp_path / "a")).stdout == "VERDICT it learned\n"
     told = json.loads(tinylora_("train", "demo", "--out", str(tmp_path / "b"), "--json").stdout)
     assert told["result"] == {"verdict": "it learned"}

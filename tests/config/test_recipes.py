@@ -12,8 +12,8 @@ from tinylora.adapter.grouping import num_groups
 from tinylora.config.recipe import apply_overrides, load_recipe, recipe_name
 from tinylora.config.run import RunConfig
 from tinylora.config.schema import dump_config
-from tinylora.evaluation.final import prompt_candidates
-from tinylora.planning.inspection import shape_model
+from tinylora.planning.shapes import shape_model
+from tinylora.rollouts.prompts import prompt_candidates
 from tinylora.tasks.build import SCORERS
 from tinylora.tasks.prompt import Prompt
 

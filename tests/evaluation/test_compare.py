@@ -14,16 +14,11 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.config.recipe import load_recipe
 from tinylora.config.run import GenerationConfig, ModelConfig, RunConfig, TrainConfig
 from tinylora.errors import UserError
-from tinylora.evaluation.compare import (
-    check_base_kept,
-    check_held_out,
-    compare,
-    from_results,
-    other_protocol,
-    settings_for_eval,
-)
+from tinylora.evaluation.compare import compare, from_results
+from tinylora.evaluation.settings import check_base_kept, check_held_out, other_protocol, settings_for_eval
 from tinylora.generation.types import Completion, Request
-from tinylora.rollouts.answers import ItemResult, evaluate
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.replies import ItemResult
 from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.serving.chat import Reply, ReplyPair, format_pair, reply_pair
 from tinylora.tasks.build import build_task

@@ -21,13 +21,14 @@ from tinylora.cli import app
 from tinylora.config.method import MethodConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.account import Account, Prices, gain_curve, priced, training_account
-from tinylora.evaluation.conditions import Condition
 from tinylora.evaluation.evidence import EvidenceOptions, assemble, check_control, gather_evidence
+from tinylora.evaluation.resumable import Condition
 from tinylora.evaluation.sampled import compare_samples
 from tinylora.evaluation.side_effects import read_text, text_effect
 from tinylora.evaluation.verdict import evidence_verdict, format_evidence
-from tinylora.rollouts.answers import ItemResult, evaluate
+from tinylora.rollouts.answers import evaluate
 from tinylora.rollouts.groups import reward, shuffled
+from tinylora.rollouts.replies import ItemResult
 from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.store.adapter import Adapter, open_adapter
 from tinylora.system.jsonl import read_jsonl

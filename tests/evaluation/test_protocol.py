@@ -10,9 +10,11 @@ from tiny_run import ByteTask, quiet, tiny_config
 from tinylora.config.recipe import load_recipe
 from tinylora.config.run import GenerationConfig, RunConfig
 from tinylora.errors import UserError
-from tinylora.evaluation.compare import compare, settings_for_eval
-from tinylora.evaluation.protocol import items_fingerprint, protocol_hash
-from tinylora.rollouts.answers import cut_at, evaluate, protocol_of, stop_at
+from tinylora.evaluation.compare import compare
+from tinylora.evaluation.protocol import items_fingerprint, protocol_hash, protocol_of
+from tinylora.evaluation.settings import settings_for_eval
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.replies import cut_at, stop_at
 from tinylora.rollouts.runtime import open_workbench
 from tinylora.tasks.base import Item
 from tinylora.tasks.build import make_scorer

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from tinylora.generation.types import Request, SamplingParams
-from tinylora.models.load import BaseModel
+from tinylora.models.base import BaseModel
 from tinylora.models.prefill import with_cache
 
 pytestmark = pytest.mark.model

@@ -17,11 +17,11 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.config.run import EvalConfig, RunConfig, TrainConfig
 from tinylora.config.schema import dump_config
 from tinylora.evaluation.account import Account, Prices
-from tinylora.evaluation.conditions import Condition
 from tinylora.evaluation.evidence import assemble
-from tinylora.evaluation.final import verdict
 from tinylora.evaluation.plain import paired_json
-from tinylora.rollouts.answers import ItemResult
+from tinylora.evaluation.resumable import Condition
+from tinylora.evaluation.verdict import verdict
+from tinylora.rollouts.replies import ItemResult
 from tinylora.store.adapter_file import BEST, save_vector
 from tinylora.tasks.config import TaskConfig
 

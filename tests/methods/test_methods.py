@@ -318,8 +318,8 @@ def test_what_is_said_before_is_what_is_trained(name: str, model_name: str, requ
 def test_other_methods_in_words_and_what_they_refuse(
     tiny_folder: Path, tmp_path: Path, fresh_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinylora.cli.adapters import describe_text
     from tinylora.store.arithmetic import difference, mix
+    from tinylora.store.describe import describe_text
 
     how: dict[str, Any] = {"train": {"steps": 1}}
     one, two = (
@@ -349,7 +349,7 @@ def test_a_run_of_very_many_numbers_ends_with_its_evaluation(
     tiny_folder: Path, tmp_path: Path, fresh_cache: Path
 ) -> None:
     """Numbers too many to write down: result.json and the lines at the end do without them."""
-    from tinylora.evaluation.final import format_result
+    from tinylora.evaluation.verdict import format_result
 
     done = start(tiny_folder, tmp_path, method={"name": "full"}, optim={"lr": 1e-3}, train={"steps": 1},
                  eval={"num_test": 3, "random_vectors": 1})  # fmt: skip

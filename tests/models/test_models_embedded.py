@@ -14,7 +14,8 @@ import torch
 
 from tinylora.errors import UserError
 from tinylora.models import embedded
-from tinylora.models.load import BaseModel, encode_prompt
+from tinylora.models.base import BaseModel
+from tinylora.models.load import encode_prompt
 from tinylora.system import cache
 from tinylora.system.digest import remembered_sha256
 

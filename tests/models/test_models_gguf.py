@@ -13,7 +13,8 @@ from tokenizers import pre_tokenizers
 
 import tinylora.models.gguf as conversion
 from tinylora.errors import UserError
-from tinylora.models.load import BaseModel, load_base_model
+from tinylora.models.base import BaseModel
+from tinylora.models.load import load_base_model
 from tinylora.system.digest import sha256_of
 
 Array = NDArray[np.float32]

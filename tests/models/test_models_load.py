@@ -20,8 +20,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 import tinylora.models.load as loading
 from tinylora.errors import UserError
+from tinylora.models.base import BaseModel
 from tinylora.models.hub import hub_folder
-from tinylora.models.load import BaseModel, encode_prompt, load_base_model
+from tinylora.models.load import encode_prompt, load_base_model
 
 USER = [{"role": "user", "content": "1 + 2 ="}]
 

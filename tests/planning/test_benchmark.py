@@ -12,13 +12,14 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
+from tinylora.adapter.attach import linear_shapes
 from tinylora.cli import app
 from tinylora.errors import UserError
 from tinylora.models.architecture import Unsupported
 from tinylora.planning import generation_speed as benchmark
 from tinylora.planning import roofline
 from tinylora.planning.generation_speed import BenchSettings, format_bench, run_bench
-from tinylora.planning.roofline import Machine, decode_bound, kv_bytes, linear_shapes, measure_machine, step_seconds
+from tinylora.planning.roofline import Machine, decode_bound, kv_bytes, measure_machine, step_seconds
 from tinylora.system.memory import peak_memory, reset_peak_memory
 
 CPU = torch.device("cpu")

@@ -16,7 +16,6 @@ from tinylora.adapter.layer import AdaptedLinear
 from tinylora.config.method import MethodConfig
 from tinylora.config.run import EvalConfig, GenerationConfig, GrpoConfig, ModelConfig, RunConfig, TrainConfig
 from tinylora.errors import UserError
-from tinylora.evaluation.final import prompt_candidates
 from tinylora.evaluation.landscape import format_landscape, landscape, random_vector
 from tinylora.evaluation.logprobs import completion_logprobs, divergence, in_parts
 from tinylora.generation.engine import make_engine
@@ -27,19 +26,14 @@ from tinylora.learner.learner import Learner
 from tinylora.learner.memory import activation_bytes
 from tinylora.methods.build import put_method_on
 from tinylora.models.architecture import describe
-from tinylora.planning.inspection import (
-    format_bytes,
-    format_inspection,
-    inspect_model,
-    inspect_shapes,
-    inspect_weights,
-    memory_estimate,
-    num_parameters,
-    shape_model,
-)
+from tinylora.planning.inspection import format_inspection, inspect_model, inspect_shapes, inspect_weights
+from tinylora.planning.memory import memory_estimate, num_parameters
 from tinylora.planning.plan import Prompts, format_plan, make_plan, prompts_of
+from tinylora.planning.shapes import shape_model
 from tinylora.planning.speed import Speed
+from tinylora.rollouts.prompts import prompt_candidates
 from tinylora.rollouts.runtime import Workbench, open_workbench
+from tinylora.talk import format_bytes
 from tinylora.tasks.config import TaskConfig
 
 

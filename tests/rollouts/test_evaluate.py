@@ -8,7 +8,8 @@ import torch
 from tiny_run import ByteTask, quiet, tiny_config
 
 from tinylora.generation.types import Completion
-from tinylora.rollouts.answers import correct, draw_key, evaluate, mean, score_completion
+from tinylora.rollouts.answers import draw_key, evaluate
+from tinylora.rollouts.replies import correct, mean, score_completion
 from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.tasks.base import Item, Message, ScorerError
 

@@ -11,8 +11,9 @@ from tiny_run import ByteTask, quiet, tiny_config
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.generation.types import Completion, Request
-from tinylora.rollouts.answers import ItemResult
-from tinylora.rollouts.groups import DataOrder, Rollouts, reward, sample_step
+from tinylora.rollouts.groups import Rollouts, reward, sample_step
+from tinylora.rollouts.order import DataOrder
+from tinylora.rollouts.replies import ItemResult
 from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.tasks.base import Item, ScorerError, Task
 

@@ -18,10 +18,11 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.factors import Factors
 from tinylora.config.run import ModelConfig, RunConfig
 from tinylora.errors import UserError
+from tinylora.methods.put_on import completed, put_on
 from tinylora.models.bases import remember
 from tinylora.models.fingerprint import identify
 from tinylora.models.load import load_base_model
-from tinylora.store.adapter import Adapter, completed, is_adapter, open_adapter, put_on
+from tinylora.store.adapter import Adapter, is_adapter, open_adapter
 from tinylora.store.adapter_file import BEST, save_vector
 from tinylora.store.arithmetic import difference, mix
 

@@ -20,10 +20,10 @@ import torch
 from tinylora.config.resume import resume_config
 from tinylora.config.run import OptimConfig, RunConfig
 from tinylora.errors import UserError
-from tinylora.store.run_folder import RunFolder, read_jsonl
+from tinylora.store.run_folder import RunFolder
 from tinylora.system.cores import available_threads
 from tinylora.system.environment import collect_environment, numeric_differences
-from tinylora.system.jsonl import JsonlWriter
+from tinylora.system.jsonl import JsonlWriter, read_jsonl
 
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="kill -9 and fork are POSIX")
 

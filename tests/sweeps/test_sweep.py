@@ -172,9 +172,9 @@ def test_the_copy_in_the_folder_is_the_same_sweep_and_another_one_is_refused(tmp
 
 def test_the_number_of_test_items_may_change_before_anything_is_evaluated(tmp_path: Path) -> None:
     late, out = datetime(2020, 1, 1), tmp_path / "out"
-    Driver(load_sweep(sweep_file(tmp_path)), out, jobs=1, threads=1, say=print, until=late).run()
+    Driver(load_sweep(sweep_file(tmp_path)), out, jobs=1, threads=1, command=[], say=print, until=late).run()
     fewer, said = load_sweep(sweep_file(tmp_path, evaluate={"num_items": 7})), list[str]()
-    Driver(fewer, out, jobs=1, threads=1, say=said.append, until=late).run()
+    Driver(fewer, out, jobs=1, threads=1, command=[], say=said.append, until=late).run()
     assert said[0] == "7 test items from now on (1000 before; nothing is evaluated yet)"
     assert load_sweep(out / "sweep.toml").num_items == 7
     (out / "cells" / "a" / "seed-0_projection-0").mkdir(parents=True)
@@ -244,12 +244,12 @@ def test_validation_chooses_and_the_test_does_not(tmp_path: Path) -> None:
 def test_a_cell_is_labelled_by_what_was_chosen(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, choose={"method.name": ["lora", "dora"], "method.rank": [1, 32]})
     sweep, out = load_sweep(path), tmp_path / "out"
-    driver = Driver(sweep, out, jobs=1, threads=1, say=print)
+    driver = Driver(sweep, out, jobs=1, threads=1, command=[], say=print)
     (cell,) = sweep.cells
     assert driver.time_left() == "time left unknown (5 jobs, none of their kind has ended yet)"
     for number, run in enumerate(cell.candidates()):
         fake_run(out / run.path, 0.1, [0.0, 0.1 * number])
-    driver = Driver(sweep, out, jobs=1, threads=1, say=print)
+    driver = Driver(sweep, out, jobs=1, threads=1, command=[], say=print)
     driver.look()
     (told,) = driver.results.gather(driver.states, {"a": driver.standing(cell)})["cells"]
     assert told["chosen"] == {"method.name": "dora", "method.rank": 32}
@@ -268,13 +268,13 @@ def test_a_candidate_that_is_tried_again_does_not_take_the_results_away(tmp_path
     (tmp_path / bad.path).mkdir(parents=True)
     failed = {"stage": "training", "code": 1, "lines": ["no"]}
     (tmp_path / bad.path / "state.json").write_text(json.dumps({"failed": failed}))
-    driver = Driver(sweep, tmp_path, jobs=1, threads=1, say=print)
+    driver = Driver(sweep, tmp_path, jobs=1, threads=1, command=[], say=print)
     driver.look()
     assert [job.run.path for job in driver._jobs()] == [bad.path]
     assert driver.choices["a"][0] is None  # it may be the better one
     assert driver.standing(cell)[0] == (("optim.lr", 0.1),)
     (tmp_path / good.path / "items.jsonl").unlink()  # nothing was evaluated: then nothing stands
-    driver = Driver(sweep, tmp_path, jobs=1, threads=1, say=print)
+    driver = Driver(sweep, tmp_path, jobs=1, threads=1, command=[], say=print)
     driver.look()
     assert driver.standing(cell)[0] is None
 
@@ -288,7 +288,7 @@ def test_a_recipe_may_have_any_name(tmp_path: Path, name: str, becomes: str) -> 
     path.write_text(tomli_w.dumps({"recipe": f"{name}.toml", "cell": [{"name": "a"}]}))
     sweep = load_sweep(path)
     assert sweep.name == becomes
-    Driver(sweep, tmp_path / "out", jobs=1, threads=1, say=print, until=datetime(2020, 1, 1)).run()
+    Driver(sweep, tmp_path / "out", jobs=1, threads=1, command=[], say=print, until=datetime(2020, 1, 1)).run()
     assert check_same(sweep, tmp_path / "out")
 
 
@@ -487,7 +487,9 @@ def test_nothing_is_begun_after_until(tmp_path: Path, monkeypatch: pytest.Monkey
     said: list[str] = []
     sweep = load_sweep(sweep_file(tmp_path, seeds=[0, 1]))
     monkeypatch.setattr(driver_module.subprocess, "Popen", lambda *_, **__: pytest.fail("a child was started"))
-    results = Driver(sweep, tmp_path / "out", jobs=2, threads=1, say=said.append, until=datetime(2020, 1, 1)).run()
+    results = Driver(
+        sweep, tmp_path / "out", jobs=2, threads=1, command=[], say=said.append, until=datetime(2020, 1, 1)
+    ).run()
     assert results["not_run"] == ["cells/a/seed-0_projection-0", "cells/a/seed-1_projection-0"]
     assert [run["state"] for run in results["cells"][0]["runs"]] == ["not run", "not run"]
     assert any("nothing new is begun" in line for line in said)
@@ -499,7 +501,7 @@ def test_stopping_ends_the_children_though_the_results_cannot_be_written(
 ) -> None:
     said: list[str] = []
     sweep = load_sweep(sweep_file(tmp_path))
-    driver = Driver(sweep, tmp_path / "out", jobs=1, threads=1, say=said.append)
+    driver = Driver(sweep, tmp_path / "out", jobs=1, threads=1, command=[], say=said.append)
     (run,) = sweep.cells[0].candidates()
     waits_for_input = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     process = subprocess.Popen(waits_for_input, stdin=subprocess.PIPE)
@@ -517,6 +519,6 @@ def test_stopping_ends_the_children_though_the_results_cannot_be_written(
 
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path) -> None:
     sweep = load_sweep(sweep_file(tmp_path))
-    one, two = (Driver(sweep, tmp_path, jobs=1, threads=1, say=print) for _ in range(2))
+    one, two = (Driver(sweep, tmp_path, jobs=1, threads=1, command=[], say=print) for _ in range(2))
     with one._lock(), pytest.raises(UserError, match="in use by another sweep"):
         two.run()

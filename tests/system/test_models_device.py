@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tinylora.errors import UserError
+from tinylora.system import cores
 from tinylora.system import device as d
 
 CPU = torch.device("cpu")
@@ -107,10 +108,10 @@ def test_auto_dtype_on_cuda_ignores_emulated_bfloat16(
 def _threads(monkeypatch: pytest.MonkeyPatch, root: Path, affinity: int, own: str = "0::/\n") -> int:
     self_file = root.parent / "self-cgroup"
     self_file.write_text(own)
-    monkeypatch.setattr(d.os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
-    quota = d._cgroup_quota(root, self_file)
-    monkeypatch.setattr(d, "_cgroup_quota", lambda _: quota)
-    return d.available_threads(root)
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
+    quota = cores._cgroup_quota(root, self_file)
+    monkeypatch.setattr(cores, "_cgroup_quota", lambda _: quota)
+    return cores.available_threads(root)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +146,11 @@ def test_the_tightest_quota_on_the_way_to_our_own_cgroup_counts(
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 4), ("2", 2), ("3,1", 3), ("64", 4), ("0", 4), ("many", 4)])
 def test_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch, asked: str | None, expected: int) -> None:
-    monkeypatch.setattr(d, "available_threads", lambda: 4)
+    monkeypatch.setattr(cores, "available_threads", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert d.default_threads() == expected
+    assert cores.default_threads() == expected
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("400000", 4)])

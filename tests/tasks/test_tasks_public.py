@@ -11,7 +11,7 @@ from tinylora.config.recipe import parse_recipe
 from tinylora.config.run import RunConfig
 from tinylora.config.schema import dump_config
 from tinylora.errors import UserError
-from tinylora.evaluation.compare import settings_for_eval
+from tinylora.evaluation.settings import settings_for_eval
 from tinylora.tasks import build_task
 from tinylora.tasks.config import PromptConfig, TaskConfig
 from tinylora.tasks.sets.banking77_labels import LABELS

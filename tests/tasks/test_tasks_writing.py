@@ -7,7 +7,7 @@ import pytest
 from tinylora.config.recipe import parse_recipe
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
-from tinylora.evaluation.compare import settings_for_eval
+from tinylora.evaluation.settings import settings_for_eval
 from tinylora.tasks import build_task
 from tinylora.tasks.base import SPLITS, Item
 from tinylora.tasks.sets.writing import CONTENT, RULES, WritingScorer, kept_rules

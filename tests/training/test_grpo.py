@@ -17,8 +17,8 @@ from tinylora.errors import UserError
 from tinylora.generation.transformers_backend import TransformersEngine
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.learner.learner import Learner, Row
-from tinylora.rollouts.answers import ItemResult
 from tinylora.rollouts.groups import Group
+from tinylora.rollouts.replies import ItemResult
 from tinylora.tasks.base import Item
 from tinylora.training.grpo import grpo_step, learning_rate, make_optimizer
 

@@ -17,8 +17,9 @@ import torch
 
 from tinylora.errors import UserError
 from tinylora.system.jsonl import JsonlWriter, read_jsonl
+from tinylora.talk import format_duration
 from tinylora.training.metrics import Means, MetricsWriter
-from tinylora.training.progress import Progress, StepReport, format_duration, format_step
+from tinylora.training.progress import Progress, StepReport, format_step
 from tinylora.training.trackers import make_trackers
 
 

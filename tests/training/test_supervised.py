@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from tinylora.errors import UserError
 from tinylora.generation.types import Completion
 from tinylora.learner.learner import Learner
-from tinylora.rollouts.answers import ItemResult
-from tinylora.rollouts.groups import DataOrder, Group
+from tinylora.rollouts.groups import Group
+from tinylora.rollouts.order import DataOrder
+from tinylora.rollouts.replies import ItemResult
 from tinylora.rollouts.runtime import open_workbench
 from tinylora.tasks.base import Item, Message, Split
 from tinylora.training.grpo import make_optimizer

@@ -19,11 +19,13 @@ from transformers import PreTrainedModel
 import tinylora.evaluation.final as final_module
 import tinylora.training.train as train_module
 from tinylora.errors import UserError
-from tinylora.evaluation.final import format_result, prompt_candidates, random_vectors, verdict
+from tinylora.evaluation.final import random_vectors
 from tinylora.evaluation.lengths import random_label, randoms_in_words
+from tinylora.evaluation.verdict import format_result, verdict
 from tinylora.generation.native.engine import NativeEngine
 from tinylora.models.bases import remember
 from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.prompts import prompt_candidates
 from tinylora.store.adapter_file import load_vector
 from tinylora.store.run_folder import RunFolder
 from tinylora.system.jsonl import read_jsonl

@@ -1,5 +1,6 @@
 """Put an adapter on a model and take it off; read and write v; merge into copies of the pristine weights."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from tinylora.adapter.quantised import dequantised, keep_differentiable, quantis
 from tinylora.errors import UserError
 
 PARAMETER = "tinylora_v"
+
+Shape = tuple[int, int]
+"""(out, in) of a linear map."""
 
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
@@ -350,3 +354,11 @@ def _put_on(
     adapter = AttachedAdapter(model, config, paths, groups, excluded, factors, projections, vector, layers, is_explicit)
     adapter.write(None)
     return adapter
+
+
+def linear_shapes(model: nn.Module) -> Counter[Shape]:
+    """How often each (out, in) occurs among the model's linear maps, the output head included."""
+    shapes: Counter[Shape] = Counter()
+    for module in linear_maps(model).values():
+        shapes[weight_shape(module)] += 1
+    return shapes

@@ -7,11 +7,20 @@ killed, that end closes: this process interrupts itself as Ctrl-C would, which l
 import _thread
 import os
 import signal
+import sys
 import threading
 import time
+from pathlib import Path
 
 PATIENCE_SECONDS = 20.0
 """How long an interrupted process may take for its last step."""
+
+
+def command() -> list[str]:
+    """What starts this module in another process, whatever folder that is in; the verb and its words follow."""
+    root = str(Path(__file__).resolve().parents[2])
+    program = f"import sys; sys.path.append({root!r}); from tinylora.cli.child import main; main()"
+    return [sys.executable, "-P", "-c", program]
 
 
 def main() -> None:
@@ -19,9 +28,9 @@ def main() -> None:
     # A shell that starts the driver in the background leaves Ctrl-C ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from tinylora.cli import main as command
+    from tinylora.cli import main as command_line
 
-    command()
+    command_line()
 
 
 def _end_with_parent() -> None:
@@ -31,7 +40,3 @@ def _end_with_parent() -> None:
     _thread.interrupt_main()
     time.sleep(PATIENCE_SECONDS)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

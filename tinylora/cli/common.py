@@ -13,6 +13,7 @@ import typer.core
 
 from tinylora.errors import UserError
 from tinylora.system.files import NO_ROOM
+from tinylora.talk import say_to_stderr as say
 
 _PLACES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 """What a place gives that cannot be read or written, where no verb has said it better."""
@@ -50,11 +51,6 @@ OtherBase = Annotated[
     bool, typer.Option("--other-base", help="Go on though the base is not the one that the adapter was made for.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-
-
-def say(text: str) -> None:
-    """Talk: stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def verb(command: Callable[P, T]) -> Callable[P, T]:

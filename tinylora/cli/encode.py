@@ -5,20 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.adapters import (
-    AdapterArgument,
-    Model,
-    code_of,
-    complete,
-    describe_json,
-    describe_text,
-    load_base,
-    put_on,
-    value_type,
-    write_new,
-)
-from tinylora.cli.common import Json, app, print_json, say, verb
+from tinylora.cli.adapters import AdapterArgument, Model, complete, load_base, put_on, value_type, write_new
+from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.errors import UserError
+from tinylora.store.describe import code_of, describe_json, describe_text
+from tinylora.talk import say_to_stderr as say
 
 if TYPE_CHECKING:
     from tinylora.store.adapter import Adapter

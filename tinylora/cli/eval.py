@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tinylora.cli.common import Json, OtherBase, Overrides, app, print_json, say, verb
+from tinylora.cli.common import Json, OtherBase, Overrides, app, print_json, verb
 from tinylora.errors import UserError
+from tinylora.talk import say_to_stderr as say
 
 
 @app.command("eval")
@@ -87,18 +88,12 @@ def eval_(
       tinylora eval runs/demo-001 --controls --trained-control runs/demo-shuffled-001
     """
     from tinylora.evaluation.account import Prices
-    from tinylora.evaluation.compare import (
-        base_id,
-        check_base_kept,
-        check_held_out,
-        compare,
-        other_protocol,
-        settings_for_eval,
-    )
-    from tinylora.evaluation.conditions import EVIDENCE_FILE, ITEMS_FILE
+    from tinylora.evaluation.compare import base_id, compare
     from tinylora.evaluation.evidence import EvidenceOptions, gather_evidence
     from tinylora.evaluation.items import check_writable, write_items
+    from tinylora.evaluation.resumable import EVIDENCE_FILE, ITEMS_FILE
     from tinylora.evaluation.sampled import compare_samples
+    from tinylora.evaluation.settings import check_base_kept, check_held_out, other_protocol, settings_for_eval
     from tinylora.evaluation.side_effects import read_text
     from tinylora.evaluation.verdict import format_evidence
     from tinylora.rollouts.runtime import open_workbench
@@ -208,7 +203,7 @@ def chat(
       cat questions.txt | tinylora chat runs/demo-001 --plain --json
       tinylora chat --adapter TINY-...
     """
-    from tinylora.evaluation.compare import check_base_kept, settings_for_eval
+    from tinylora.evaluation.settings import check_base_kept, settings_for_eval
     from tinylora.generation.types import SamplingParams
     from tinylora.rollouts.runtime import open_workbench
     from tinylora.serving.chat import format_pair, reply_pair

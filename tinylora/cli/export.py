@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinylora.cli.adapters import AdapterArgument, Model, load_base, put_on, write_new
-from tinylora.cli.common import Json, OtherBase, app, print_json, say, verb
+from tinylora.cli.common import Json, OtherBase, app, print_json, verb
 from tinylora.errors import UserError
+from tinylora.talk import say_to_stderr as say
 
 if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter
-    from tinylora.models.load import BaseModel
+    from tinylora.models.base import BaseModel
 
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or, for gguf, float16.")]
 

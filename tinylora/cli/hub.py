@@ -5,19 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.adapters import (
-    AdapterArgument,
-    Model,
-    complete,
-    describe_json,
-    describe_text,
-    load_base,
-    put_on,
-    write_new,
-)
+from tinylora.cli.adapters import AdapterArgument, Model, complete, load_base, put_on, write_new
 from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.cli.export import write_export
 from tinylora.errors import UserError
+from tinylora.store.describe import describe_json, describe_text
 
 if TYPE_CHECKING:
     from tinylora.store.adapter import Adapter

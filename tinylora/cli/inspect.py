@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.common import Json, Overrides, app, print_json, say, verb
+from tinylora.cli.common import Json, Overrides, app, print_json, verb
 from tinylora.errors import UserError
+from tinylora.talk import say_to_stderr as say
 
 if TYPE_CHECKING:
     from tinylora.config.run import RunConfig
@@ -51,7 +52,6 @@ def inspect(
       tinylora inspect smollm2-135m-instruct --landscape --norms 0.03,0.1 --vectors 5 --items 128
       tinylora inspect runs/demo-001
     """
-    from tinylora.cli.adapters import describe_json, describe_text
     from tinylora.config.recipe import apply_overrides, load_recipe
     from tinylora.config.run import RunConfig
     from tinylora.evaluation.landscape import format_landscape
@@ -60,6 +60,7 @@ def inspect(
     from tinylora.planning.inspection import inspect_shapes, inspect_weights
     from tinylora.rollouts.runtime import open_workbench
     from tinylora.store.adapter import is_adapter, open_adapter
+    from tinylora.store.describe import describe_json, describe_text
 
     if is_adapter(model):
         opened = open_adapter(model)

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
-from tinylora.cli.adapters import AdapterArgument, Model, code_of, complete, describe_json, value_type, write_new
-from tinylora.cli.common import Json, app, print_json, say, verb
+from tinylora.cli.adapters import AdapterArgument, Model, complete, value_type, write_new
+from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.errors import UserError
+from tinylora.store.describe import code_of, describe_json
+from tinylora.talk import say_to_stderr as say
 
 
 @app.command()

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from tinylora.cli.common import Json, app, print_json, say, verb
+from tinylora.cli.common import Json, app, print_json, verb
+from tinylora.talk import say_to_stderr as say
 
 
 @app.command()

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinylora.cli.common import Json, app, print_json, say, verb
+from tinylora.cli.child import command
+from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.errors import UserError
+from tinylora.talk import say_to_stderr as say
 
 if TYPE_CHECKING:
     from tinylora.sweeps.driver import Driver
@@ -56,7 +58,7 @@ def sweep(
         raise UserError(f"--jobs must be at least 1, or 0 for one each core, got {jobs}")
     cores = available_threads()
     jobs = jobs or (1 if _on_gpu(plan) else cores)
-    driver = Driver(plan, folder, jobs=jobs, threads=max(1, cores // jobs), say=say, until=deadline)
+    driver = Driver(plan, folder, jobs=jobs, threads=max(1, cores // jobs), command=command(), say=say, until=deadline)
     check_same(plan, folder)
     if dry_run:
         driver.look()

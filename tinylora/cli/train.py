@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.common import Json, Overrides, app, print_json, say, verb
+from tinylora.cli.common import Json, Overrides, app, print_json, verb
 from tinylora.cli.inspect import print_inspection
 from tinylora.errors import UserError
+from tinylora.talk import say_to_stderr as say
 
 if TYPE_CHECKING:
     from tinylora.training.train import TrainResult
@@ -101,14 +102,14 @@ def _resumable(run: Callable[[], Path | None]) -> Iterator[None]:
 
 def _print_run(done: "TrainResult", as_json: bool) -> None:
     if as_json:
-        from tinylora.evaluation.final import MOST_NUMBERS
+        from tinylora.evaluation.verdict import MOST_NUMBERS
 
         facts = {"run": str(done.run), "steps": done.steps, "seconds": done.seconds}
         v = done.v.flatten().tolist() if done.v.numel() <= MOST_NUMBERS else None  # they are in the run's folder
         print_json({**facts, "v": v, "result": done.result})
         return
     if done.result is not None:
-        from tinylora.evaluation.final import format_result
+        from tinylora.evaluation.verdict import format_result
 
         print(format_result(done.result))
         return

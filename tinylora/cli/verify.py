@@ -3,8 +3,9 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tinylora.cli.adapters import AdapterArgument, Model, describe_json, describe_text, load_base, put_on
+from tinylora.cli.adapters import AdapterArgument, Model, load_base, put_on
 from tinylora.cli.common import Json, OtherBase, app, print_json, verb
+from tinylora.store.describe import describe_json, describe_text
 
 if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.rollouts.answers import ItemResult
+from tinylora.rollouts.replies import ItemResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tinylora.adapter.attach import linear_shapes
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.account import (
@@ -25,22 +26,24 @@ from tinylora.evaluation.account import (
     priced,
     training_account,
 )
-from tinylora.evaluation.compare import check_held_out, settings_for_eval
-from tinylora.evaluation.conditions import EVIDENCE_FILE, Condition, Conditions, Store
-from tinylora.evaluation.final import MOST_NUMBERS
+from tinylora.evaluation.conditions import Conditions
 from tinylora.evaluation.plain import paired_json, share_json
+from tinylora.evaluation.protocol import protocol_of
+from tinylora.evaluation.resumable import EVIDENCE_FILE, Condition, Store
+from tinylora.evaluation.settings import check_held_out, settings_for_eval
 from tinylora.evaluation.side_effects import neutral_text, text_effect
 from tinylora.evaluation.statistics.power import adjusted_p_values, smallest_effect
 from tinylora.evaluation.statistics.scores import repetition
 from tinylora.evaluation.statistics.split_gain import split_gain
-from tinylora.evaluation.verdict import evidence_verdict
+from tinylora.evaluation.verdict import MOST_NUMBERS, evidence_verdict
 from tinylora.models.load import encode_prompt
-from tinylora.planning.roofline import linear_shapes
-from tinylora.rollouts.answers import ItemResult, evaluate, mean, protocol_of
-from tinylora.rollouts.runtime import Say, Workbench
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.replies import ItemResult, mean
+from tinylora.rollouts.runtime import Workbench
 from tinylora.store.adapter import Adapter
 from tinylora.system.files import write_atomically
 from tinylora.system.jsonl import read_jsonl
+from tinylora.talk import Say
 from tinylora.tasks.base import Item, Task
 from tinylora.tasks.build import build_task
 

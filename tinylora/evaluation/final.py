@@ -8,60 +8,28 @@ test items. Everything else stands beside it so that a reader can see where a ga
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinylora.config.run import RunConfig
-from tinylora.errors import UserError
-from tinylora.evaluation.lengths import LENGTHS, random_label, randoms_in_words
+from tinylora.evaluation.lengths import LENGTHS, random_label
 from tinylora.evaluation.plain import paired_json, share_json
+from tinylora.evaluation.protocol import protocol_of
 from tinylora.evaluation.resumable import Partial
-from tinylora.models.load import encode_prompt
-from tinylora.rollouts.answers import ItemResult, correct, evaluate, mean, protocol_of
-from tinylora.rollouts.runtime import Say, Workbench
+from tinylora.evaluation.verdict import MOST_NUMBERS, verdict
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.prompts import BUDGET_FACTOR, larger_budget, larger_budget_in_words, prompt_candidates
+from tinylora.rollouts.replies import ItemResult, correct, mean
+from tinylora.rollouts.runtime import Workbench
 from tinylora.system.files import write_atomically
-from tinylora.tasks.base import Item, Message
-from tinylora.tasks.prompt import Prompt
+from tinylora.talk import Say
+from tinylora.tasks.base import Item
 
-BUDGET_FACTOR = 4
-MOST_NUMBERS = 4096
-"""Trained numbers that are written out in result.json; of more, only the norm."""
 PRIMARY = "greedy decoding, strict score, exact McNemar on the same held-out items"
-
-
-def prompt_candidates(config: RunConfig) -> dict[str, Callable[[Item], list[Message]]]:
-    """The run's own prompt and the recipe's alternatives (eval.prompts), by name.
-
-    Raises: UserError for an alternative with an unknown key, without a name, or with the name of another.
-    """
-    candidates = {"own": Prompt(config.prompt)}
-    for number, table in enumerate(config.eval.prompts, 1):
-        unknown = set(table) - {"name", "system", "template", "pattern", "few_shot"}
-        if unknown or "name" not in table or table.get("few_shot", "yes") not in ("yes", "no"):
-            raise UserError(
-                f"eval.prompts[{number - 1}] has {sorted(table)}; allowed: name (required), system, template, pattern, "
-                "few_shot ('yes' keeps the recipe's examples, 'no' leaves them out)"
-            )
-        if table["name"] in candidates:
-            raise UserError(
-                f"eval.prompts[{number - 1}] has the name {table['name']!r}, which another prompt has "
-                "('own' is the run's); give each a name of its own"
-            )
-        candidates[table["name"]] = Prompt(
-            replace(
-                config.prompt,
-                system=table.get("system", config.prompt.system),
-                template=table.get("template", config.prompt.template),
-                pattern=table.get("pattern", config.prompt.pattern),
-                few_shot=config.prompt.few_shot if table.get("few_shot", "yes") == "yes" else (),
-            )
-        )
-    return {name: (lambda item, p=prompt: p.messages(item.question)) for name, prompt in candidates.items()}  # type: ignore[misc]
 
 
 def random_vectors(v: Tensor, count: int, seed: int, lengths: Sequence[float] = (1.0,)) -> Iterator[Tensor]:
@@ -73,22 +41,6 @@ def random_vectors(v: Tensor, count: int, seed: int, lengths: Sequence[float] = 
     for index in range(count):
         direction = torch.randn(v.shape, generator=generator)
         yield (direction / direction.norm() * v.norm() * lengths[index % len(lengths)]).to(v.dtype)
-
-
-def larger_budget(bench: Workbench, items: Sequence[Item]) -> int:
-    """BUDGET_FACTOR times the token budget, or what the engine has memory for with the longest of these prompts."""
-    config, task = bench.config, bench.task
-    assert task is not None
-    prompts = (len(encode_prompt(bench.base, task.prompt(item), config.prompt.chat)) for item in items)
-    room = min((bench.engine.room_for_reply(length) for length in prompts), default=0)
-    return max(config.generation.max_new_tokens, min(BUDGET_FACTOR * config.generation.max_new_tokens, room))
-
-
-def larger_budget_in_words(tokens: int, budget: int) -> str:
-    """How the larger of two token budgets is called."""
-    if tokens == BUDGET_FACTOR * budget:
-        return f"{BUDGET_FACTOR} x the token budget"
-    return f"{tokens:,} tokens instead of {budget:,} (all that generation.kv_budget_gib holds)"
 
 
 def final_evaluation(run: Path, bench: Workbench, v: Tensor, say: Say, seconds_trained: float = 0.0) -> dict[str, Any]:
@@ -209,85 +161,3 @@ def _examples(base: Sequence[ItemResult], tuned: Sequence[ItemResult]) -> list[d
                 )
                 break
     return found
-
-
-def verdict(result: dict[str, Any]) -> str:
-    """What the numbers allow one to say, in plain words."""
-    primary, value = result["primary"], result["value_only"]
-    low, high = primary["interval"]
-    span = (
-        f"{100 * primary['difference']:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
-        f"p = {primary['p_value']:.2g})"
-    )
-    numbers = result["trained_numbers"]
-    if primary["p_value"] >= 0.05:
-        return (
-            f"No gain shown: training {numbers} numbers changed the primary measure by {span}; chance can explain that."
-        )
-    if primary["difference"] < 0:
-        return f"Training {numbers} numbers made the model worse on the primary measure: {span}."
-    text = f"Training {numbers} numbers raised the primary measure by {span}."
-    if value["p_value"] < 0.05 and value["difference"] > 0:
-        text += " The value-only score rises too, so the gain is more than format or stopping."
-    else:
-        text += (
-            " The value-only score does not rise beyond chance: the gain is in format or stopping, not in right values."
-        )
-    if max((r["correct"] for r in result["random"]), default=-1) >= primary["tuned"]["correct"]:
-        text += " A random vector no longer than v does as well: do not credit the training."
-    for key, name in (("best_prompt", "the best prompt found"), ("larger_budget", "a larger token budget")):
-        against = result[key]["against_tuned"]
-        if against["difference"] <= 0 or against["p_value"] >= 0.05:
-            text += f" Against the untrained model with {name}, no gain is shown."
-    return text
-
-
-def format_result(result: dict[str, Any]) -> str:
-    """The result as the lines that a run prints at its end."""
-    share = lambda s: f"{100 * s['correct'] / s['total']:.1f} %"  # noqa: E731
-    stopped, best, larger = result["stopped"], result["best_prompt"], result["larger_budget"]
-    lines = [
-        f"{result['trained_numbers']} trained numbers on {result['primary']['base']['total']:,} distinct held-out "
-        f"questions (seed {result['seed']})",
-        f"primary measure, declared beforehand: {result['decoding']}",
-        "",
-        f"  greedy, strict        {result['primary']['text']}",
-        f"  greedy, value-only    {result['value_only']['text']}",
-        f"  sampled, strict       {result['sampled']['text']}",
-        f"  sampled, value-only   {result['sampled_value_only']['text']}",
-        f"  stopped in time       {100 * stopped['base']:.1f} -> {100 * stopped['tuned']:.1f} % (mean length "
-        f"{result['length']['base']:.1f} -> {result['length']['tuned']:.1f} tokens)",
-        f"  untrained, {larger.get('in_words', f'{BUDGET_FACTOR} x the tokens')}   {share(larger)}; "
-        f"trained against it: {larger['against_tuned']['text']}",
-        f"  untrained, best of {len(best['validation'])} prompts ({best['name']!r}, chosen on validation)   "
-        f"{share(best)}; "
-        f"trained against it: {best['against_tuned']['text']}",
-        f"  random vectors        {randoms_in_words(result['random']) or 'none'}",
-        "",
-    ]
-    for example in result["examples"]:
-        lines += [
-            f"  {example['kind']}: {example['question']}  (gold {example['gold']})",
-            f"    before {example['before']!r}",
-            f"    after  {example['after']!r}",
-        ]
-    lines += [
-        "",
-        f"the {result['trained_numbers']:,} numbers (norm {result['v_norm']:.3f}): {_numbers(result['v'])}",
-        f"run folder: {result['run']}",
-        "",
-        result["verdict"],
-    ]
-    if result["primary"]["p_value"] < 0.05 and result["primary"]["difference"] > 0:
-        lines.append(
-            "Not yet held against the best of many random vectors, which may do as well: "
-            f"tinylora eval {result['run']} --controls"
-        )
-    return "\n".join(lines)
-
-
-def _numbers(v: list[float] | None) -> str:
-    """The first ones; None where there are too many to be written down."""
-    if v is None:
-        return "in the adapter's file"
-    return " ".join(f"{x:+.4f}" for x in v[:64]) + (f" and {len(v) - 64:,} more" if len(v) > 64 else "")

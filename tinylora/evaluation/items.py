@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.rollouts.answers import ItemResult
+from tinylora.rollouts.replies import ItemResult
 from tinylora.system.files import NO_ROOM, no_room_is_a_user_error, write_atomically
 
 _FIELDS = tuple(one.name for one in fields(ItemResult))

@@ -1,7 +1,7 @@
 """What random vectors do to a model: accuracy and KL to the base against their norm. To look at before training."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,10 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.evaluation.logprobs import completion_logprobs, divergence, in_parts
+from tinylora.talk import Say
 
 if TYPE_CHECKING:
     from tinylora.rollouts.runtime import Workbench
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,8 @@ def landscape(
     completions (stop token included), and is averaged over all their tokens.
     Raises: UserError for a norm that is not above 0, no vector, or no item.
     """
-    from tinylora.rollouts.answers import evaluate, mean
+    from tinylora.rollouts.answers import evaluate
+    from tinylora.rollouts.replies import mean
 
     if not norms or any(not (0 < norm < math.inf) for norm in norms):
         raise UserError(f"--norms must be finite numbers above 0, separated by commas, got {list(norms)}")

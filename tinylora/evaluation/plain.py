@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinylora.evaluation.statistics.paired import paired_result, wilson_interval
-from tinylora.rollouts.answers import ItemResult, correct
+from tinylora.rollouts.replies import ItemResult, correct
 
 
 def share_json(results: Sequence[ItemResult], score: str = "strict") -> dict[str, Any]:

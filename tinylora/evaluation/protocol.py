@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinylora.tasks.base import Item
+from tinylora.config.run import RunConfig
+from tinylora.tasks.base import Item, Task
 from tinylora.tasks.config import PromptConfig
 
 VERSION = 2
@@ -61,3 +62,21 @@ def protocol_hash(
     }
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def protocol_of(
+    config: RunConfig, task: Task, items: Sequence[Item], *, temperature: float = 0.0, seed: int = 0
+) -> str:
+    """The protocol hash of `items` of a task answered under a config's prompt, scorer and budget."""
+    return protocol_hash(
+        task=task.name,
+        data=items_fingerprint(items),
+        prompt=config.prompt,
+        chat=config.prompt.chat,
+        scorer=config.task.scorer,
+        scorer_options=config.task.scorer_options,
+        max_new_tokens=config.generation.max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop_strings=config.generation.stop_strings,
+    )

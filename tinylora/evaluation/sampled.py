@@ -11,8 +11,10 @@ from tinylora.errors import UserError
 from tinylora.evaluation.compare import check_num_items
 from tinylora.evaluation.statistics.paired import Interval, bootstrap_difference
 from tinylora.evaluation.statistics.scores import majority_correct, pass_at_k
-from tinylora.rollouts.answers import ItemResult, evaluate
-from tinylora.rollouts.runtime import Say, Workbench
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.replies import ItemResult
+from tinylora.rollouts.runtime import Workbench
+from tinylora.talk import Say
 from tinylora.tasks.base import Task
 
 

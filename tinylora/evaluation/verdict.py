@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tinylora.evaluation.lengths import randoms_in_words
+from tinylora.rollouts.prompts import BUDGET_FACTOR
+
 LEVEL = 0.05
 
 
@@ -137,3 +140,89 @@ def _account(account: Mapping[str, Any]) -> str:
     if account["money"] is not None:
         parts.append(f"{account['money']:.2f} {account['prices']['currency']}")
     return ", ".join(parts)
+
+
+MOST_NUMBERS = 4096
+"""Trained numbers that are written out in result.json; of more, only the norm."""
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """What the numbers allow one to say, in plain words."""
+    primary, value = result["primary"], result["value_only"]
+    low, high = primary["interval"]
+    span = (
+        f"{100 * primary['difference']:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
+        f"p = {primary['p_value']:.2g})"
+    )
+    numbers = result["trained_numbers"]
+    if primary["p_value"] >= 0.05:
+        return (
+            f"No gain shown: training {numbers} numbers changed the primary measure by {span}; chance can explain that."
+        )
+    if primary["difference"] < 0:
+        return f"Training {numbers} numbers made the model worse on the primary measure: {span}."
+    text = f"Training {numbers} numbers raised the primary measure by {span}."
+    if value["p_value"] < 0.05 and value["difference"] > 0:
+        text += " The value-only score rises too, so the gain is more than format or stopping."
+    else:
+        text += (
+            " The value-only score does not rise beyond chance: the gain is in format or stopping, not in right values."
+        )
+    if max((r["correct"] for r in result["random"]), default=-1) >= primary["tuned"]["correct"]:
+        text += " A random vector no longer than v does as well: do not credit the training."
+    for key, name in (("best_prompt", "the best prompt found"), ("larger_budget", "a larger token budget")):
+        against = result[key]["against_tuned"]
+        if against["difference"] <= 0 or against["p_value"] >= 0.05:
+            text += f" Against the untrained model with {name}, no gain is shown."
+    return text
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """The result as the lines that a run prints at its end."""
+    share = lambda s: f"{100 * s['correct'] / s['total']:.1f} %"  # noqa: E731
+    stopped, best, larger = result["stopped"], result["best_prompt"], result["larger_budget"]
+    lines = [
+        f"{result['trained_numbers']} trained numbers on {result['primary']['base']['total']:,} distinct held-out "
+        f"questions (seed {result['seed']})",
+        f"primary measure, declared beforehand: {result['decoding']}",
+        "",
+        f"  greedy, strict        {result['primary']['text']}",
+        f"  greedy, value-only    {result['value_only']['text']}",
+        f"  sampled, strict       {result['sampled']['text']}",
+        f"  sampled, value-only   {result['sampled_value_only']['text']}",
+        f"  stopped in time       {100 * stopped['base']:.1f} -> {100 * stopped['tuned']:.1f} % (mean length "
+        f"{result['length']['base']:.1f} -> {result['length']['tuned']:.1f} tokens)",
+        f"  untrained, {larger.get('in_words', f'{BUDGET_FACTOR} x the tokens')}   {share(larger)}; "
+        f"trained against it: {larger['against_tuned']['text']}",
+        f"  untrained, best of {len(best['validation'])} prompts ({best['name']!r}, chosen on validation)   "
+        f"{share(best)}; "
+        f"trained against it: {best['against_tuned']['text']}",
+        f"  random vectors        {randoms_in_words(result['random']) or 'none'}",
+        "",
+    ]
+    for example in result["examples"]:
+        lines += [
+            f"  {example['kind']}: {example['question']}  (gold {example['gold']})",
+            f"    before {example['before']!r}",
+            f"    after  {example['after']!r}",
+        ]
+    lines += [
+        "",
+        f"the {result['trained_numbers']:,} numbers (norm {result['v_norm']:.3f}): {_numbers(result['v'])}",
+        f"run folder: {result['run']}",
+        "",
+        result["verdict"],
+    ]
+    if result["primary"]["p_value"] < 0.05 and result["primary"]["difference"] > 0:
+        lines.append(
+            "Not yet held against the best of many random vectors, which may do as well: "
+            f"tinylora eval {result['run']} --controls"
+        )
+    return "\n".join(lines)
+
+
+def _numbers(v: list[float] | None) -> str:
+    """The first ones; None where there are too many to be written down."""
+    if v is None:
+        return "in the adapter's file"
+    return " ".join(f"{x:+.4f}" for x in v[:64]) + (f" and {len(v) - 64:,} more" if len(v) > 64 else "")

@@ -22,10 +22,12 @@ from tinylora.adapter.grouping import select_targets
 from tinylora.adapter.projection import Float64Array
 from tinylora.adapter.quantised import KINDS, keep_differentiable, quantisation_of
 from tinylora.config.method import ON_QUANTISED, THROUGH_PEFT, MethodConfig
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.generation.native.runner import Around
 from tinylora.methods.bottleneck import OUTPUTS, BottleneckAdapter
 from tinylora.methods.one_vector import Beside, GetBeside, MethodAdapter, Wrapped
+from tinylora.talk import Say
 
 FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "wo", "mlp.c_proj")
 """Ends of paths of the maps that end an MLP: ia3 scales their inputs, and the outputs of all others. Liu et al. 2022
@@ -223,3 +225,15 @@ BESIDE: dict[str, GetBeside] = {
 
 
 __all__ = ["THROUGH_PEFT", "elementary", "lora_xs_config", "put_method_on"]
+
+
+def resolve_quantization(config: RunConfig, say: Say) -> RunConfig:
+    """The config with the base of method qlora quantised, if nothing else is asked for.
+
+    Raises: UserError, before anything is loaded, for a method that does not go with a quantised base.
+    """
+    if config.method.name == "qlora" and config.model.quantization == "none":
+        say("method qlora takes a quantised base, so model.quantization is bnb-4bit; set it to choose another")
+        config = replace(config, model=replace(config.model, quantization="bnb-4bit"))
+    check_base(config.method, "" if config.model.quantization == "none" else config.model.quantization)
+    return config

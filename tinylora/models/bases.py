@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tinylora.models.base import BaseModel
 from tinylora.models.fingerprint import Fingerprint, Identity, from_json, identify, to_json
-from tinylora.models.load import BaseModel
 from tinylora.system.digest import save_memo
 from tinylora.system.paths import cache_dir
 

@@ -6,7 +6,6 @@ needs.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,10 +13,11 @@ import torch
 
 from tinylora.adapter.quantised import keep_differentiable
 from tinylora.errors import UserError
+from tinylora.models.base import BaseModel
 from tinylora.models.embedded import EMBEDDED, embedded_file
 from tinylora.models.gguf import converted_folder
 from tinylora.models.hub import hub_folder
-from tinylora.models.names import Kind, Source, refuse_adapter, resolve_name, weight_files
+from tinylora.models.names import Source, refuse_adapter, resolve_name, weight_files
 from tinylora.models.prompt import encode_prompt
 from tinylora.models.quantise import (
     check_quantisation,
@@ -31,7 +31,7 @@ from tinylora.system.device import resolve_device, resolve_dtype
 from tinylora.system.digest import remembered_sha256
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
 __all__ = ["BaseModel", "encode_prompt", "load_base_model"]
 
@@ -44,34 +44,6 @@ ALSO_STOPS = {
 }
 NO_LIMIT = 2**31 - 1
 """Context length of a model that states none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseModel:
-    """A frozen model and what must be known of it."""
-
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
-    name: str
-    """As the user gave it."""
-    kind: Kind
-    files: tuple[Path, ...]
-    """The weight files that were read; of a GGUF file, its unpacked copy."""
-    revision: str
-    """The commit on the hub; empty for local models."""
-    sha256: str
-    """Of the GGUF file; empty for others."""
-    device: torch.device
-    dtype: torch.dtype
-    context_length: int
-    """Tokens of prompt and answer together."""
-    stop_token_ids: tuple[int, ...]
-    """Any of them ends an answer; the tokenizer's eos comes first."""
-    pad_token_id: int
-    """May equal a stop token, so padding is found by position or attention mask, never by this id."""
-    has_chat_template: bool
-    quantization: str = "none"
-    """As in model.quantization."""
 
 
 def load_base_model(

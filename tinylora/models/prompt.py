@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from tinylora.errors import UserError
 
 if TYPE_CHECKING:
-    from tinylora.models.load import BaseModel
+    from tinylora.models.base import BaseModel
 
 _MARK = "tinylora"
 """The content of the turn whose end is looked for."""

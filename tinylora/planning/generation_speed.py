@@ -17,14 +17,15 @@ from tinylora.errors import UserError
 from tinylora.generation.transformers_backend import TransformersEngine
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.models.architecture import Unsupported
-from tinylora.models.load import BaseModel, load_base_model
+from tinylora.models.base import BaseModel
+from tinylora.models.load import load_base_model
 from tinylora.planning.roofline import Machine, decode_bound, kv_bytes, measure_machine
 from tinylora.system.busy import warn_if_busy
 from tinylora.system.cores import default_threads
 from tinylora.system.memory import peak_memory, reset_peak_memory
+from tinylora.talk import Say
 
 Backend = Literal["native", "transformers"]
-Say = Callable[[str], None]
 
 PARTLY_FILLED = 256
 """Tokens of cache a row may hold more than it uses: blocks that are not full."""

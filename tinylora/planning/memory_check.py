@@ -2,11 +2,13 @@
 
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
-from tinylora.planning.inspection import Say, format_bytes, inspect_model, shape_model
+from tinylora.methods.build import resolve_quantization
+from tinylora.planning.inspection import inspect_model
 from tinylora.planning.plan import ASSUMED_PROMPT_TOKENS
-from tinylora.rollouts.runtime import resolve_quantization
+from tinylora.planning.shapes import shape_model
 from tinylora.system.device import resolve_device
 from tinylora.system.memory import device_memory
+from tinylora.talk import Say, format_bytes
 
 
 def check_memory(config: RunConfig, say: Say, *, refuse: bool = True) -> None:

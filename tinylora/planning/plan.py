@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from tinylora.config.run import RunConfig
 from tinylora.models.prefill import MIN_SHARED, common_prefix_length
 from tinylora.planning.speed import Speed
-from tinylora.training.progress import format_duration
+from tinylora.talk import format_duration
 
 ASSUMED_PROMPT_TOKENS = 200
 CHARACTERS_PER_TOKEN = 4.0
@@ -156,7 +156,7 @@ def _step(config: RunConfig, speed: Speed, prompts: Prompts, share: float) -> _S
 
 def _evaluation(config: RunConfig) -> tuple[int, int, int]:
     """Tokens of replies, passes over a set of items, and replies of validation and final evaluation."""
-    from tinylora.evaluation.final import BUDGET_FACTOR, prompt_candidates
+    from tinylora.rollouts.prompts import BUDGET_FACTOR, prompt_candidates
 
     each, budget = config.eval, config.generation.max_new_tokens
     passes = 1 + (config.train.steps // each.every if each.every else 1)

@@ -17,7 +17,6 @@ read from memory, and the share can exceed 1.
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,16 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinylora.adapter.attach import linear_maps
-from tinylora.adapter.quantised import weight_shape
+from tinylora.adapter.attach import Shape, linear_shapes
 
 BUFFER_BYTES = 2**29
 """Summed for the bandwidth; the caches of server processors reach tens of megabytes a socket's core complex."""
 IN_CACHE_BYTES = 2**22
 """Weights timed for the product rate are cut to this, along the outputs."""
-
-Shape = tuple[int, int]
-"""(out, in) of a linear map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +44,6 @@ class Machine:
     """Bytes a second, read."""
     rates: Mapping[int, float]
     """Multiply-adds counted as two operations, a second, by rows."""
-
-
-def linear_shapes(model: nn.Module) -> Counter[Shape]:
-    """How often each (out, in) occurs among the model's linear maps, the output head included."""
-    shapes: Counter[Shape] = Counter()
-    for module in linear_maps(model).values():
-        shapes[weight_shape(module)] += 1
-    return shapes
 
 
 def kv_bytes(model: nn.Module, lengths: Sequence[float]) -> float:

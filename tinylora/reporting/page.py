@@ -29,7 +29,7 @@ from tinylora.reporting.report import Pool, RunFacts, differing_settings, finite
 from tinylora.reporting.run_files import AGAIN
 from tinylora.reporting.samples import Pair, random_pairs, regressions, shown
 from tinylora.system.files import write_atomically
-from tinylora.training.progress import format_duration
+from tinylora.talk import format_duration
 
 NOT_EVALUATED = "Nothing was evaluated on held-out test items, so nothing can be said about a gain."
 NOT_MEASURED = "not measured"

@@ -12,7 +12,8 @@ from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.models.load import encode_prompt
-from tinylora.rollouts.answers import ItemResult, score_completion, stop_at
+from tinylora.rollouts.order import DataOrder
+from tinylora.rollouts.replies import ItemResult, score_completion, stop_at
 from tinylora.rollouts.runtime import Workbench
 from tinylora.tasks.base import Item
 
@@ -45,29 +46,6 @@ class Rollouts:
     def tokens_sampled(self) -> int:
         """Completion tokens sampled, discarded groups included."""
         return sum(len(c.token_ids) for group in self.sampled for c in group.completions)
-
-
-class DataOrder:
-    """Train items in a seeded order that changes every epoch; `position` counts the items handed out, for resuming."""
-
-    def __init__(self, items: Sequence[Item], seed: int, position: int = 0) -> None:
-        self.items = items
-        self.seed = seed
-        self.position = position
-        self._epoch = -1
-        self._order: np.ndarray = np.zeros(0, dtype=np.int64)
-
-    def take(self, count: int) -> list[tuple[int, Item]]:
-        """The next `count` (position, item) pairs."""
-        taken = []
-        for _ in range(count):
-            epoch, index = divmod(self.position, len(self.items))
-            if epoch != self._epoch:
-                self._epoch = epoch
-                self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
-            taken.append((self.position, self.items[int(self._order[index])]))
-            self.position += 1
-        return taken
 
 
 def reward(result: ItemResult, config: RunConfig) -> float:

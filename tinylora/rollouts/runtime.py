@@ -1,7 +1,5 @@
 """What train, eval, chat and inspect all need, opened once: model, adapter at v = 0, engine, task."""
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,25 +11,21 @@ from tinylora.adapter.trained import Trained
 from tinylora.config.run import RunConfig
 from tinylora.generation.engine import Engine
 from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS, FEWEST_PADDED_TOKENS, micro_batch_tokens_for
-from tinylora.methods.build import check_base, put_method_on
+from tinylora.methods.build import put_method_on, resolve_quantization
 from tinylora.methods.engine import engine_for
 from tinylora.methods.estimate import padded_bytes_a_token
 from tinylora.methods.one_vector import MethodAdapter
+from tinylora.methods.put_on import put_on
 from tinylora.models.architecture import Unsupported, describe
-from tinylora.models.load import BaseModel, load_base_model
-from tinylora.store.adapter import Adapter, put_on
+from tinylora.models.base import BaseModel
+from tinylora.models.load import load_base_model
+from tinylora.store.adapter import Adapter
 from tinylora.system.busy import warn_if_busy
 from tinylora.system.cores import default_threads
 from tinylora.system.paths import cache_dir
+from tinylora.talk import Say, say_to_stderr
 from tinylora.tasks.base import Task
 from tinylora.tasks.build import build_task
-
-Say = Callable[[str], None]
-
-
-def say_to_stderr(text: str) -> None:
-    """Talk goes to stderr, results to stdout."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -76,18 +70,6 @@ def resolve_micro_batch(model: PreTrainedModel, adapter: Trained, config: RunCon
     except Unsupported:
         return FALLBACK_MICRO_BATCH_TOKENS
     return micro_batch_tokens_for(budget, architecture, train.gradient_checkpointing)
-
-
-def resolve_quantization(config: RunConfig, say: Say) -> RunConfig:
-    """The config with the base of method qlora quantised, if nothing else is asked for.
-
-    Raises: UserError, before anything is loaded, for a method that does not go with a quantised base.
-    """
-    if config.method.name == "qlora" and config.model.quantization == "none":
-        say("method qlora takes a quantised base, so model.quantization is bnb-4bit; set it to choose another")
-        config = replace(config, model=replace(config.model, quantization="bnb-4bit"))
-    check_base(config.method, "" if config.model.quantization == "none" else config.model.quantization)
-    return config
 
 
 def open_workbench(

@@ -3,31 +3,25 @@
 Leaves out: foreign formats (interop/), which are imported into one of these forms first.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from tinylora.adapter.attach import AttachedAdapter, attach_explicit
 from tinylora.adapter.code import from_code, looks_like_a_code
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.explicit import FILE as EXPLICIT_FILE
 from tinylora.adapter.explicit import FORMAT as EXPLICIT_FORMAT
 from tinylora.adapter.explicit import ExplicitFactors, load_explicit
 from tinylora.adapter.portable import MAGIC, PortableAdapter, ValueType, parse_adapter, round_values
-from tinylora.adapter.trained import Trained
 from tinylora.config.method import MethodConfig
 from tinylora.config.run import ModelConfig, RunConfig
 from tinylora.errors import UserError
-from tinylora.methods.build import put_method_on
-from tinylora.methods.one_vector import MethodAdapter
-from tinylora.models.bases import explain_difference, lookup, read_name
-from tinylora.models.fingerprint import Fingerprint, Identity, identify
+from tinylora.models.bases import lookup, read_name
+from tinylora.models.fingerprint import Fingerprint
 from tinylora.store.adapter_file import BEST, load_facts, load_vector
-from tinylora.system.paths import cache_dir
 
 SUFFIX = ".tinylora"
 MOST_FILE_BYTES = 2**27
@@ -248,79 +242,3 @@ def _from_portable(portable: PortableAdapter, label: str) -> Adapter:
         label=label, v=torch.from_numpy(portable.values.copy()), config=portable.config,
         fingerprint=Fingerprint.of(portable.fingerprint), check=portable.check, value_type=portable.value_type,
     )  # fmt: skip
-
-
-def put_on(
-    model: nn.Module,
-    adapter: Adapter,
-    *,
-    files: Sequence[Path] = (),
-    other_base: bool = False,
-    identity: Identity | None = None,
-) -> AttachedAdapter | MethodAdapter:
-    """Put an adapter on a model, v included, and check that both belong together.
-
-    files: the weight files that the model still agrees with, so that neither fingerprint nor basis is computed again.
-    other_base: go on where the base is not the adapter's; its numbers then steer the other base's own directions.
-    Raises: UserError for another base (in words), a basis that came out differently, or a v that does not fit.
-    """
-    if adapter.fingerprint is not None and not other_base:
-        found = identity or identify(model, files)
-        if found.fingerprint != adapter.fingerprint:
-            raise UserError(
-                f"{adapter.label} was made for another base than this one: "
-                f"{explain_difference(adapter.fingerprint, found)}; give its own base, or --other-base to go on"
-            )
-    if adapter.explicit is not None:
-        attached: AttachedAdapter | MethodAdapter = attach_explicit(model, adapter.explicit)
-    else:
-        assert adapter.config is not None
-        attached = put_method_on(
-            model, adapter.method, adapter.config, cache_dir=cache_dir(), source=list(files) or None
-        )
-    try:
-        check_basis(adapter, attached, other_base=other_base)
-        attached.write(adapter.v)
-    except UserError:
-        attached.detach()
-        raise
-    return attached
-
-
-def put_tinylora_on(
-    model: nn.Module, adapter: Adapter, *, files: Sequence[Path] = (), other_base: bool = False,
-    identity: Identity | None = None,
-) -> AttachedAdapter:  # fmt: skip
-    """`put_on`, for what only TinyLoRA's layers can do (export, merge). Raises: UserError for methods without them."""
-    if adapter.method.name not in ("tinylora", "lora-xs"):
-        raise UserError(
-            f"{adapter.label} holds {adapter.method.describe()}, and this is for TinyLoRA's adapters; tinylora eval "
-            "and chat take it, and what PEFT knows lies as its own adapter in the run's folder peft"
-        )
-    attached = put_on(model, adapter, files=files, other_base=other_base, identity=identity)
-    assert isinstance(attached, AttachedAdapter)
-    return attached
-
-
-def check_basis(adapter: Adapter, attached: Trained, *, other_base: bool = False) -> None:
-    """Raises: UserError if the basis rebuilt here is not the one that the adapter was trained on."""
-    if adapter.check and not other_base and not attached.agrees_with(adapter.check):
-        raise UserError(
-            f"what was rebuilt here for {adapter.label} is not what it was trained from (its check disagrees), so its "
-            "numbers would mean something else; clear the cache (tinylora cache --clear), and report this if it stays"
-        )
-
-
-def completed(adapter: Adapter, attached: Trained, identity: Identity) -> Adapter:
-    """The adapter with the fingerprint and the basis check of the base that it is on."""
-    return replace(adapter, fingerprint=identity.fingerprint, check=attached.check())
-
-
-def load_adapter(model: nn.Module, reference: str | Path, *, other_base: bool = False) -> AttachedAdapter:
-    """Put an adapter (a code, a file, a run folder of TinyLoRA's) on a transformers model of yours, and switch it on.
-
-    The weights are hashed, so that another base is noticed; the basis comes from the cache, or is computed once.
-    `attached.detach()` takes it off again.
-    Raises: UserError for an adapter that cannot be read, another base, or a basis that came out differently.
-    """
-    return put_tinylora_on(model, open_adapter(reference), other_base=other_base)

@@ -6,9 +6,8 @@ is next follows from what the folder holds and the order of the cells; nothing e
 
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +16,6 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-import tinylora
 from tinylora.config.recipe import load_recipe
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
@@ -33,8 +31,8 @@ from tinylora.sweeps.state import (
     validation,
     write_state,
 )
+from tinylora.talk import Say
 
-Say = Callable[[str], None]
 NOTHING = RunState(folder=Path(), run=None)
 """The state of a run that nobody has looked at."""
 LAST_LINES = 15
@@ -75,11 +73,19 @@ class Driver:
     """Runs a sweep in a folder. `states` and `choices` are what the folder says, kept up to date."""
 
     def __init__(
-        self, sweep: Sweep, folder: Path, *, jobs: int, threads: int, say: Say, until: datetime | None = None
+        self,
+        sweep: Sweep,
+        folder: Path,
+        *,
+        jobs: int,
+        threads: int,
+        command: Sequence[str],
+        say: Say,
+        until: datetime | None = None,
     ) -> None:
-        self.sweep, self.folder, self.jobs, self.threads, self.say, self.until = (
-            sweep, folder, jobs, threads, say, until,
-        )  # fmt: skip
+        """command: what starts `tinylora` in a process that ends with this one; the verb and its words follow."""
+        self.sweep, self.folder, self.command, self.say = sweep, folder, command, say
+        self.jobs, self.threads, self.until = jobs, threads, until
         self.results = Results(sweep, folder)
         self.states: dict[str, RunState] = {}
         self.choices: dict[str, tuple[Choice | None, list[dict[str, Any]]]] = {}
@@ -271,11 +277,9 @@ class Driver:
         talk = (state.folder / TALK).open("ab")
         talk.write(f"$ tinylora {' '.join(words)}\n".encode())
         talk.flush()
-        root = str(Path(tinylora.__file__).resolve().parents[1])
-        program = f"import sys; sys.path.append({root!r}); from tinylora.cli.child import main; main()"
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program, *words],
+            [*self.command, *words],
             stdin=subprocess.PIPE, stdout=talk, stderr=talk, env=environment,
             start_new_session=True,  # Ctrl-C comes to us alone; we then stop them one by one
         )  # fmt: skip

@@ -93,7 +93,7 @@ class Results:
             return dict(self._runs[run.path])
         from tinylora.evaluation.items import read_items
         from tinylora.evaluation.plain import paired_json, share_json
-        from tinylora.rollouts.answers import correct
+        from tinylora.rollouts.replies import correct
 
         assert state.run is not None
         folder = state.run

@@ -26,11 +26,13 @@ from tinylora.errors import UserError
 from tinylora.learner.learner import Learner, Row, micro_batches
 from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS
 from tinylora.methods.engine import engine_for
-from tinylora.rollouts.groups import DataOrder, sample_step
-from tinylora.rollouts.runtime import Say, Workbench
+from tinylora.rollouts.groups import sample_step
+from tinylora.rollouts.order import DataOrder
+from tinylora.rollouts.runtime import Workbench
 from tinylora.store.run_folder import RunFolder
 from tinylora.system.device import for_float64
 from tinylora.system.files import write_atomically
+from tinylora.talk import Say
 from tinylora.training.advantages import group_advantages
 
 OVERSAMPLING = 8

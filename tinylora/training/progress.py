@@ -8,27 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
-
-def format_duration(seconds: float) -> str:
-    """A length of time as a person says it: 0.8 s, 42 s, 39 min, 5 h 10 min, 3 d 4 h.
-
-    >>> [format_duration(s) for s in (0.84, 42.4, 2356, 18600, 273600)]
-    ['0.8 s', '42 s', '39 min', '5 h 10 min', '3 d 4 h']
-    """
-    if not math.isfinite(seconds) or seconds < 0:
-        return "unknown"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if round(seconds) < 120:
-        return f"{round(seconds)} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(round(seconds / 3600), 24)
-    return f"{days} d {hours} h"
+from tinylora.talk import format_duration
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

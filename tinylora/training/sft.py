@@ -20,8 +20,10 @@ from tinylora.learner.learner import Learner, Row, micro_batches
 from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS
 from tinylora.models.load import encode_prompt
 from tinylora.models.prompt import end_of_reply
-from tinylora.rollouts.groups import DataOrder, Group
-from tinylora.rollouts.runtime import Say, Workbench
+from tinylora.rollouts.groups import Group
+from tinylora.rollouts.order import DataOrder
+from tinylora.rollouts.runtime import Workbench
+from tinylora.talk import Say
 from tinylora.tasks.base import Item, Task, shorten
 from tinylora.training.grpo import learning_rate
 

@@ -15,7 +15,7 @@ from tinylora.config.resume import resume_config
 from tinylora.config.run import RunConfig
 from tinylora.config.schema import to_table
 from tinylora.errors import UserError
-from tinylora.evaluation.final import final_evaluation, prompt_candidates
+from tinylora.evaluation.final import final_evaluation
 from tinylora.learner.learner import Learner, Row
 from tinylora.methods.build import THROUGH_PEFT
 from tinylora.methods.one_vector import MethodAdapter
@@ -24,9 +24,12 @@ from tinylora.models.bases import explain_difference, remember
 from tinylora.models.fingerprint import Fingerprint, Identity
 from tinylora.models.load import encode_prompt
 from tinylora.planning.memory_check import check_memory
-from tinylora.rollouts.answers import evaluate, mean
-from tinylora.rollouts.groups import DataOrder, Rollouts, reward, sample_step
-from tinylora.rollouts.runtime import Say, Workbench, open_workbench, say_to_stderr
+from tinylora.rollouts.answers import evaluate
+from tinylora.rollouts.groups import Rollouts, reward, sample_step
+from tinylora.rollouts.order import DataOrder
+from tinylora.rollouts.prompts import prompt_candidates
+from tinylora.rollouts.replies import mean
+from tinylora.rollouts.runtime import Workbench, open_workbench
 from tinylora.store.adapter import open_adapter
 from tinylora.store.adapter_file import BEST, LAST, PORTABLE, save_vector
 from tinylora.store.run_folder import RunFolder
@@ -34,6 +37,7 @@ from tinylora.system.environment import collect_environment, numeric_differences
 from tinylora.system.files import write_atomically
 from tinylora.system.jsonl import JsonlWriter, read_jsonl
 from tinylora.system.memory import peak_memory
+from tinylora.talk import Say, say_to_stderr
 from tinylora.tasks.base import Split, Task
 from tinylora.training.gradient_basis import with_gradient_basis
 from tinylora.training.grpo import grpo_step, make_optimizer

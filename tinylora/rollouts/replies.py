@@ -1,0 +1,105 @@
+"""A reply to an item, and its scores: the record from which every reported number is made."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinylora.errors import UserError
+from tinylora.generation.types import Completion
+from tinylora.models.base import BaseModel
+from tinylora.tasks.base import Item, ScorerError, Task
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """One completion of one item. `strict` is 0 when it was cut off at the token budget; `value_only` is kept."""
+
+    item_id: str
+    question: str
+    answer: str
+    text: str
+    strict: float
+    value_only: float
+    stopped: bool
+    num_tokens: int
+    scores: dict[str, float]
+    answered: bool = False
+    """Whether an answer in the asked-for format could be read."""
+
+
+def decode(base: BaseModel, completion: Completion) -> str:
+    """The completion's text without special tokens."""
+    text: str = base.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
+    return text
+
+
+def stop_at(base: BaseModel, stop_strings: Sequence[str]) -> Callable[[list[int]], bool] | None:
+    """For Request.should_stop: whether one of the texts stands at the end of the tokens so far; None without texts.
+
+    Only the last tokens are decoded, special ones too: a token that shows is at least a byte of text.
+    """
+    if not stop_strings:
+        return None
+    tail = max(len(text.encode()) for text in stop_strings) + 8
+
+    def should_stop(token_ids: list[int]) -> bool:
+        text = base.tokenizer.decode(token_ids[-tail:], skip_special_tokens=False)
+        return any(stop in text for stop in stop_strings)
+
+    return should_stop
+
+
+def cut_at(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first of the stop strings in it."""
+    ends = [text.find(stop) for stop in stop_strings if stop in text]
+    return text[: min(ends)] if ends else text
+
+
+def score_completion(
+    base: BaseModel, task: Task, item: Item, completion: Completion, stop_strings: Sequence[str] = ()
+) -> ItemResult:
+    """Score one completion, cut at the first stop string. Raises: ScorerError, with the item, if the scorer fails."""
+    stopped = completion.finish_reason == "stop"
+    text = cut_at(decode(base, completion), stop_strings)
+    return score_text(task, item, text, stopped=stopped, num_tokens=len(completion.token_ids))
+
+
+def score_text(task: Task, item: Item, text: str, *, stopped: bool, num_tokens: int) -> ItemResult:
+    """Score a reply as it stands. Raises: ScorerError, which shows the item, if the scorer fails."""
+    try:
+        scores = task.score(item, text)
+        answered = task.parse(text) is not None
+    except UserError:
+        raise
+    except Exception as error:  # of a task that is not ours; ours raise ScorerError themselves
+        raise ScorerError(f"the scorer raised {type(error).__name__}: {error}", item, text) from error
+    missing = {"strict", "value_only"} - set(scores)
+    if missing:
+        raise ScorerError(f"no score {', '.join(sorted(missing))} was given", item, text)
+    wrong = {name: value for name, value in scores.items() if not math.isfinite(value)}
+    if wrong:
+        raise ScorerError(f"scores must be finite, got {wrong}", item, text)
+    return ItemResult(
+        item_id=item.id,
+        question=item.question,
+        answer=item.answer,
+        text=text,
+        strict=scores["strict"] if stopped else 0.0,
+        value_only=scores["value_only"],
+        stopped=stopped,
+        num_tokens=num_tokens,
+        scores=scores,
+        answered=answered,
+    )
+
+
+def correct(results: Sequence[ItemResult], score: str = "strict") -> np.ndarray:
+    """Bool array: which completions are right (a score of 1) under `strict` or `value_only`."""
+    return np.array([getattr(result, score) >= 1.0 for result in results], dtype=bool)
+
+
+def mean(results: Sequence[ItemResult], score: str) -> float:
+    """Mean of strict, value_only, stopped or num_tokens."""
+    return float(np.mean([float(getattr(result, score)) for result in results]))
