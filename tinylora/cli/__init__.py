@@ -10,7 +10,22 @@ from typing import Annotated
 import typer
 
 from tinylora import __version__
-from tinylora.cli import encode, eval, export, hub, inspect, mix, report, sweep, train, verify  # noqa: F401 (their verbs)
+from tinylora.cli import (  # noqa: F401 (their verbs)
+    bench,
+    cache,
+    chat,
+    encode,
+    eval,
+    export,
+    figure,
+    hub,
+    inspect,
+    mix,
+    report,
+    sweep,
+    train,
+    verify,
+)
 from tinylora.cli.common import app
 
 

@@ -1,4 +1,4 @@
-"""sweep and figure: a grid of trainings, and the picture of what came out."""
+"""sweep: a grid of trainings, and what came out of it."""
 
 import signal
 from collections.abc import Iterator
@@ -191,29 +191,3 @@ def format_results(results: dict[str, Any]) -> str:
             f"         {chosen}"
         )
     return "\n".join(lines)
-
-
-@app.command()
-@verb
-def figure(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="results.json of one sweep or several.")],
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The picture; else figure.png beside the first results.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Draw accuracy against trained numbers from a sweep's results. PNG, SVG and CSV lie beside each other.
-
-    \b
-    Examples:
-      tinylora figure runs/sweep-dial-small/results.json
-      tinylora figure runs/rl/results.json runs/sft/results.json --out dial.png
-    """
-    from tinylora.sweeps.figure import write_dial
-
-    done = write_dial(results, out)
-    if as_json:
-        print_json({"files": [str(path) for path in done.files], "caption": done.caption, "not_run": done.not_run})
-        return
-    print(done.caption)
-    say("saved " + ", ".join(str(path) for path in done.files))

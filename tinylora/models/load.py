@@ -7,7 +7,7 @@ needs.
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -29,9 +29,6 @@ from tinylora.models.quantise import (
 from tinylora.models.quiet import quiet
 from tinylora.system.device import resolve_device, resolve_dtype
 from tinylora.system.digest import remembered_sha256
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["BaseModel", "encode_prompt", "load_base_model"]
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -15,10 +15,6 @@ from tinylora.methods.estimate import padded_bytes_a_token, state_bytes
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.quantise import bytes_a_weight
 from tinylora.system.device import resolve_device
-
-if TYPE_CHECKING:
-    pass
-
 
 MAPS_A_BLOCK = 7
 """q, k, v, o, gate, up, down."""

@@ -1,6 +1,6 @@
 """A model as shapes without weights: known ones need neither files nor network."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,9 +8,6 @@ from torch import nn
 from tinylora.config.run import ModelConfig
 from tinylora.errors import UserError
 from tinylora.models.quiet import quiet
-
-if TYPE_CHECKING:
-    pass
 
 
 def _dims(
