@@ -27,14 +27,15 @@ from tinylora.learner.learner import Learner
 from tinylora.methods.one_vector import MethodAdapter, Wrapped
 from tinylora.rollouts.groups import Group, sample_step
 from tinylora.rollouts.order import DataOrder
-from tinylora.rollouts.runtime import Workbench, open_workbench
+from tinylora.rollouts.runtime import Runtime, open_runtime
 from tinylora.tasks.base import Task
-from tinylora.training.grpo import grpo_step, make_optimizer
+from tinylora.training.grpo import grpo_step
+from tinylora.training.update import make_optimizer
 
 
-def peft_twin(bench: Workbench) -> MethodAdapter:
+def peft_twin(runtime: Runtime) -> MethodAdapter:
     """PEFT's TinyLoRA with our factors, on the same model, which our adapter leaves."""
-    ours = bench.adapter
+    ours = runtime.adapter
     assert isinstance(ours, AttachedAdapter)
     from peft import PeftModel
 
@@ -52,19 +53,18 @@ def peft_twin(bench: Workbench) -> MethodAdapter:
     return MethodAdapter(model, MethodConfig(), names, wrapped, paths)
 
 
-def learn(bench: Workbench, adapter: Any, batches: list[list[Group]] | None, steps: int) -> dict[str, Any]:
+def learn(runtime: Runtime, adapter: Any, batches: list[list[Group]] | None, steps: int) -> dict[str, Any]:
     """GRPO steps on given batches, or on what is sampled under the v of the moment, which is then given back."""
-    config = bench.config
+    config = runtime.config
     v = adapter.zeros().requires_grad_()
     optimizer = make_optimizer(v, config)
-    learner = Learner(bench.base.model, adapter, temperature=config.generation.temperature,
-                      pad_token_id=bench.base.pad_token_id)  # fmt: skip
-    assert bench.task is not None
-    order = DataOrder(bench.task.items("train"), config.train.seed)
+    learner = Learner(runtime.base.model, adapter, temperature=config.generation.temperature,
+                      pad_token_id=runtime.base.pad_token_id)  # fmt: skip
+    order = DataOrder(runtime.task.items("train"), config.train.seed)
     kept: list[list[Group]] = []
     losses, norms, path = [], [], []
     for step in range(steps):
-        groups = batches[step] if batches is not None else sample_step(bench, order, v.detach().clone()).groups
+        groups = batches[step] if batches is not None else sample_step(runtime, order, v.detach().clone()).groups
         kept.append(groups)
         done = grpo_step(learner, groups, v, optimizer, config, step)
         losses.append(done["policy_loss"])
@@ -76,9 +76,9 @@ def learn(bench: Workbench, adapter: Any, batches: list[list[Group]] | None, ste
 def compare(config: RunConfig, steps: int, task: Task | None = None) -> dict[str, Any]:
     """Largest differences over the steps, relative to the largest value."""
     config = replace(config, grpo=replace(config.grpo, updates_per_batch=2))
-    bench = open_workbench(config, task=task or True, say=lambda text: None)
-    ours = learn(bench, bench.adapter, None, steps)
-    theirs = learn(bench, peft_twin(bench), ours["batches"], steps)
+    runtime = open_runtime(config, task=task or True, say=lambda text: None)
+    ours = learn(runtime, runtime.adapter, None, steps)
+    theirs = learn(runtime, peft_twin(runtime), ours["batches"], steps)
 
     def furthest(name: str) -> float:
         a, b = torch.tensor(ours[name]), torch.tensor(theirs[name])

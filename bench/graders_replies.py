@@ -15,8 +15,7 @@ from pathlib import Path
 from common import ROOT
 
 from tinylora.config.recipe import apply_overrides, load_recipe
-from tinylora.rollouts.answers import evaluate
-from tinylora.rollouts.runtime import open_workbench
+from tinylora.rollouts.runtime import open_runtime
 from tinylora.talk import say_to_stderr
 
 RECIPES = ("gsm8k-qwen-boxed", "gsm8k-lm-eval")
@@ -34,15 +33,12 @@ def main() -> None:
     for number, recipe in enumerate(RECIPES):
         settings = [f"model.name={arguments.model}", f"task.path={arguments.data}", "generation.max_new_tokens=256"]
         settings += [f"train.num_threads={arguments.threads}", "adapter.basis=random", "generation.max_batch_rows=16"]
-        bench = open_workbench(apply_overrides(load_recipe(recipe), settings), base=base)
-        base = bench.base
-        items = bench.task.items("test")[number * arguments.count : (number + 1) * arguments.count]
-        results = evaluate(
-            bench.engine, base, bench.task, items, v=None, max_new_tokens=256, chat=bench.config.prompt.chat,
-            stop_strings=bench.config.generation.stop_strings,
-            on_progress=lambda done, all_: say_to_stderr(f"{done} of {all_}"),
-        )  # fmt: skip
-        bench.adapter.detach()
+        runtime = open_runtime(apply_overrides(load_recipe(recipe), settings), base=base)
+        base = runtime.base
+        items = runtime.task.items("test")[number * arguments.count : (number + 1) * arguments.count]
+        progress = lambda done, all_: say_to_stderr(f"{done} of {all_}")  # noqa: E731
+        results = runtime.answer(items, None, max_new_tokens=256, on_progress=progress)
+        runtime.adapter.detach()
         for r in results:
             row = {"id": f"{recipe}/{r.item_id[:12]}", "answer": r.answer, "text": r.text, "stopped": r.stopped}
             rows.append({**row, "model": Path(arguments.model).name})

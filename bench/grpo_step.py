@@ -46,11 +46,12 @@ from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.learner.learner import Learner
 from tinylora.models.load import encode_prompt, load_base_model
 from tinylora.rollouts.groups import Group
-from tinylora.rollouts.runtime import open_workbench
+from tinylora.rollouts.runtime import open_runtime
 from tinylora.system.cores import available_threads
 from tinylora.tasks.base import Item
 from tinylora.tasks.build import build_task
-from tinylora.training.grpo import grpo_step, make_optimizer
+from tinylora.training.grpo import grpo_step
+from tinylora.training.update import make_optimizer
 
 PEER = ROOT / "bench" / "peers" / "trl_step.py"
 PACKAGES = ("torch", "numpy", "transformers", "peft", "trl", "accelerate")
@@ -135,7 +136,7 @@ class Ours:
     def __init__(self, job: dict[str, Any], backend: str) -> None:
         self.job = job
         longest = max(max(lengths) for lengths in job["lengths"])
-        bench = open_workbench(
+        runtime = open_runtime(
             RunConfig(
                 model=ModelConfig(name=job["model"], device="cpu", dtype="bfloat16"),
                 adapter=AdapterConfig(rank=2, u=1, num_groups=job["numbers"]),
@@ -149,15 +150,15 @@ class Ours:
             ),
             task=False,
         )
-        if bench.engine.name != backend:
-            raise SystemExit(f"the {backend} engine does not serve this model; give --backend {bench.engine.name}")
-        self.config, self.engine = bench.config, bench.engine
+        if runtime.engine.name != backend:
+            raise SystemExit(f"the {backend} engine does not serve this model; give --backend {runtime.engine.name}")
+        self.config, self.engine = runtime.config, runtime.engine
         self.params = SamplingParams(temperature=job["temperature"], max_new_tokens=longest, seed=job["seed"])
         self.learner = Learner(
-            bench.base.model, bench.adapter, temperature=job["temperature"], pad_token_id=bench.base.pad_token_id
+            runtime.base.model, runtime.adapter, temperature=job["temperature"], pad_token_id=runtime.base.pad_token_id
         )
         self.rewards = random.Random(job["seed"])
-        self.v = bench.adapter.zeros().requires_grad_()
+        self.v = runtime.adapter.zeros().requires_grad_()
         self.optimizer = make_optimizer(self.v, self.config)
         self.step_number = 0
         self.forward_seconds = 0.0

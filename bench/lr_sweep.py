@@ -21,9 +21,8 @@ from tinylora.config.recipe import load_recipe
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.statistics.paired import paired_result
-from tinylora.rollouts.answers import evaluate
 from tinylora.rollouts.replies import correct, mean
-from tinylora.rollouts.runtime import Workbench, open_workbench
+from tinylora.rollouts.runtime import Runtime, open_runtime
 from tinylora.system.jsonl import read_jsonl
 from tinylora.training.train import train
 
@@ -52,15 +51,13 @@ def read_curve(run: Path) -> dict[str, list[Any]]:
     return curve
 
 
-def validate(bench: Workbench, v: Any) -> list[Any]:
-    assert bench.task is not None
-    config = bench.config
-    items = bench.task.items("validation")[: config.eval.num_validation]
-    budget = config.generation.max_new_tokens
-    return evaluate(bench.engine, bench.base, bench.task, items, v=v, max_new_tokens=budget, chat=config.prompt.chat)
+def validate(runtime: Runtime, v: Any) -> list[Any]:
+    config = runtime.config
+    items = runtime.task.items("validation")[: config.eval.num_validation]
+    return runtime.answer(items, v)
 
 
-def one_run(config: RunConfig, bench: Workbench, untrained: list[Any], out: Path) -> dict[str, Any]:
+def one_run(config: RunConfig, runtime: Runtime, untrained: list[Any], out: Path) -> dict[str, Any]:
     """Train at one rate, then compare its last v with the untrained model on validation items."""
     facts: dict[str, Any] = {"lr": config.optim.lr, "seed": config.train.seed}
     name = f"lr{config.optim.lr:g}-seed{config.train.seed}"
@@ -69,7 +66,7 @@ def one_run(config: RunConfig, bench: Workbench, untrained: list[Any], out: Path
     except UserError as error:  # a rate that breaks the run is a result, too
         newest = max(out.glob(f"{name}-*"), key=lambda run: run.stat().st_mtime, default=None)
         return {**facts, "stopped_by": str(error), "curve": read_curve(newest) if newest else None}
-    after = validate(bench, trained.v.to(bench.adapter.zeros()))
+    after = validate(runtime, trained.v.to(runtime.adapter.zeros()))
     paired = paired_result(correct(untrained), correct(after))
     return {
         **facts,
@@ -130,12 +127,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     config = load_recipe(arguments.recipe, arguments.overrides)
-    bench = open_workbench(config)
-    untrained = validate(bench, None)
+    runtime = open_runtime(config)
+    untrained = validate(runtime, None)
     runs: list[dict[str, Any]] = []
     for seed in arguments.seeds:  # seeds outside: what is there after an interruption covers every rate
         for rate in arguments.rates:
-            runs.append(one_run(swept(config, rate, seed, arguments.steps), bench, untrained, arguments.out))
+            runs.append(one_run(swept(config, rate, seed, arguments.steps), runtime, untrained, arguments.out))
             print(table(summary(runs, arguments.rates)), file=sys.stderr, flush=True)
     rows = summary(runs, arguments.rates)
     print(table(rows))

@@ -45,23 +45,23 @@ def measure(case: str, threads: int, dtype: str, steps: int) -> dict[str, Any]:
     from tinylora.learner.learner import Learner
     from tinylora.rollouts.groups import sample_step
     from tinylora.rollouts.order import DataOrder
-    from tinylora.rollouts.runtime import open_workbench
+    from tinylora.rollouts.runtime import open_runtime
     from tinylora.store.adapter_file import save_vector
     from tinylora.system.memory import peak_memory
-    from tinylora.training.grpo import grpo_step, make_optimizer
+    from tinylora.training.grpo import grpo_step
+    from tinylora.training.update import make_optimizer
 
-    bench = open_workbench(load_recipe("demo-tiled", settings(case, threads, dtype)), say=lambda text: None)
-    config = bench.config
-    assert bench.task is not None
-    v = bench.adapter.zeros().requires_grad_()
+    runtime = open_runtime(load_recipe("demo-tiled", settings(case, threads, dtype)), say=lambda text: None)
+    config = runtime.config
+    v = runtime.adapter.zeros().requires_grad_()
     optimizer = make_optimizer(v, config)
-    learner = Learner(bench.base.model, bench.adapter, temperature=config.generation.temperature,
-                      pad_token_id=bench.base.pad_token_id)  # fmt: skip
-    order = DataOrder(bench.task.items("train"), 0)
+    learner = Learner(runtime.base.model, runtime.adapter, temperature=config.generation.temperature,
+                      pad_token_id=runtime.base.pad_token_id)  # fmt: skip
+    order = DataOrder(runtime.task.items("train"), 0)
     sampling, whole, lengths, prompts, learned = [], [], [], [], []
     for step in range(steps + 1):
         started = time.perf_counter()
-        rollouts = sample_step(bench, order, v.detach().clone())
+        rollouts = sample_step(runtime, order, v.detach().clone())
         sampled = time.perf_counter()
         metrics = grpo_step(learner, rollouts.groups, v, optimizer, config, step)
         if step:
@@ -76,16 +76,16 @@ def measure(case: str, threads: int, dtype: str, steps: int) -> dict[str, Any]:
         save_vector(file, v.detach(), config, {})
         num_bytes = file.stat().st_size
     return {
-        "trained_numbers": bench.adapter.num_trained,
+        "trained_numbers": runtime.adapter.num_trained,
         "file_bytes": num_bytes,
-        "peak_memory_bytes": peak_memory(bench.base.device),
+        "peak_memory_bytes": peak_memory(runtime.base.device),
         "seconds_a_step": whole,
         "sampling_seconds": sampling,
         "length": statistics.mean(lengths),
         "prompt_tokens": statistics.mean(prompts),
         "sampled_tokens": statistics.mean(lengths) * config.grpo.prompts_per_step * config.grpo.group_size,
         "learned_tokens": statistics.mean(learned),
-        "engine": bench.engine.name,
+        "engine": runtime.engine.name,
         "dtype": config.model.dtype,
         "micro_batch_tokens": config.train.micro_batch_tokens,
     }

@@ -15,10 +15,9 @@ from common import finish
 
 from tinylora.config.recipe import load_recipe
 from tinylora.evaluation.statistics.paired import wilson_interval
-from tinylora.rollouts.answers import evaluate
 from tinylora.rollouts.prompts import prompt_candidates
-from tinylora.rollouts.replies import ItemResult, correct, mean
-from tinylora.rollouts.runtime import open_workbench
+from tinylora.rollouts.replies import Reply, correct, mean
+from tinylora.rollouts.runtime import open_runtime
 
 # In the form of eval.prompts; what a line leaves out is as in the recipe. pattern "" keeps reasoning-gym's own wording.
 MORE: tuple[dict[str, str], ...] = (
@@ -33,7 +32,7 @@ MORE: tuple[dict[str, str], ...] = (
 )
 
 
-def share(results: list[ItemResult]) -> dict[str, Any]:
+def share(results: list[Reply]) -> dict[str, Any]:
     right = int(correct(results).sum())
     return {
         "strict": {"correct": right, "total": len(results), "interval": list(wilson_interval(right, len(results)))},
@@ -70,18 +69,14 @@ def main() -> None:
     taken = {table["name"] for table in config.eval.prompts}
     more = () if arguments.own else tuple(table for table in MORE if table["name"] not in taken)
     candidates = prompt_candidates(replace(config, eval=replace(config.eval, prompts=(*config.eval.prompts, *more))))
-    bench = open_workbench(config)
-    assert bench.task is not None
-    items = bench.task.items("validation")[: arguments.items]
+    runtime = open_runtime(config)
+    items = runtime.task.items("validation")[: arguments.items]
     temperature = arguments.temperature or config.generation.temperature
     rows = []
     for name, prompt in candidates.items():
         row: dict[str, Any] = {"prompt": name, "first_messages": prompt(items[0])}
         for side, heat in (("greedy", 0.0), ("sampled", temperature)):
-            results = evaluate(
-                bench.engine, bench.base, bench.task, items, v=None, prompt=prompt, temperature=heat,
-                max_new_tokens=config.generation.max_new_tokens, seed=config.train.seed, chat=config.prompt.chat,
-            )  # fmt: skip
+            results = runtime.answer(items, None, prompt=prompt, temperature=heat, seed=config.train.seed)
             row[side] = {**share(results), "example": results[0].text}
         rows.append(row)
         print(table(rows[-1:]), file=sys.stderr, flush=True)

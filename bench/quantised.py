@@ -52,7 +52,8 @@ def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
     from tinylora.rollouts.groups import Group
     from tinylora.system.memory import reset_peak_memory
     from tinylora.system.paths import cache_dir
-    from tinylora.training.grpo import grpo_step, make_optimizer
+    from tinylora.training.grpo import grpo_step
+    from tinylora.training.update import make_optimizer
 
     if kind.startswith("bnb"):
         import bitsandbytes  # noqa: F401

@@ -16,10 +16,9 @@ from common import finish
 from torch import Tensor
 
 from tinylora.config.recipe import load_recipe
-from tinylora.evaluation.final import random_vectors
+from tinylora.evaluation.conditions import random_vectors
 from tinylora.evaluation.statistics.paired import paired_result
-from tinylora.rollouts.answers import evaluate
-from tinylora.rollouts.runtime import open_workbench
+from tinylora.rollouts.runtime import open_runtime
 from tinylora.store.adapter import open_adapter
 
 
@@ -33,19 +32,14 @@ def main() -> None:
     args = parser.parse_args()
     opened = open_adapter(args.run)
     config = load_recipe(str(args.run / "config.toml"), ["train.num_threads=0"])
-    bench = open_workbench(config, say=print, on=opened)
-    assert bench.task is not None
-    validation = bench.task.items("validation")[: config.eval.num_validation]
-    test = bench.task.items("test")[: args.num_items]
+    runtime = open_runtime(config, say=print, on=opened)
+    validation = runtime.task.items("validation")[: config.eval.num_validation]
+    test = runtime.task.items("test")[: args.num_items]
 
     def right(v: Tensor | None, items: Any) -> list[bool]:
-        found = evaluate(
-            bench.engine, bench.base, bench.task, items, v=v, max_new_tokens=config.generation.max_new_tokens,
-            chat=config.prompt.chat, stop_strings=config.generation.stop_strings,
-        )  # fmt: skip
-        return [one.strict >= 1 for one in found]
+        return [one.strict >= 1 for one in runtime.answer(items, v)]
 
-    v = opened.v.to(bench.adapter.zeros())
+    v = opened.v.to(runtime.adapter.zeros())
     tried: list[tuple[float, float, int, Tensor]] = []
     for factor in args.factors:
         for index, vector in enumerate(random_vectors(factor * v, args.vectors, config.train.seed + 7919)):

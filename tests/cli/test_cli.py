@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tinylora
-import tinylora.evaluation.compare as compare_module
 import tinylora.training
 from tinylora.adapter.config import AdapterConfig
 from tinylora.cli import app
 from tinylora.config.run import GenerationConfig, ModelConfig, RunConfig, TrainConfig
+from tinylora.rollouts.runtime import Runtime
 from tinylora.store.adapter_file import save_vector
 from tinylora.tasks.config import TaskConfig
 
@@ -302,7 +302,7 @@ def test_eval_finds_out_first_where_it_cannot_write(
 ) -> None:
     (tmp_path / "file").write_text("")
     if "--samples" not in words:
-        monkeypatch.setattr("tinylora.rollouts.runtime.open_workbench", lambda *args, **options: pytest.fail("loaded"))
+        monkeypatch.setattr("tinylora.rollouts.runtime.open_runtime", lambda *args, **options: pytest.fail("loaded"))
     result = tinylora_("eval", str(run), *(word.format(tmp=tmp_path) for word in words))
     assert result.exit_code == 2, (result.output, result.exception)
     assert sentence.format(tmp=tmp_path) in result.stderr.splitlines()[-1]
@@ -313,15 +313,15 @@ def test_the_untrained_models_replies_are_kept_before_the_adapter_answers(
 ) -> None:
     untrained = tmp_path / "untrained.jsonl"
     words = ("eval", str(run), "--num-items", "5", "--untrained", str(untrained))
-    whole = compare_module.evaluate
+    whole = Runtime.answer
 
-    def stopped(*args: Any, v: Any, **options: Any) -> Any:
+    def stopped(self: Runtime, items: Any, v: Any, **options: Any) -> Any:
         if v is not None:
             raise KeyboardInterrupt
-        return whole(*args, v=v, **options)
+        return whole(self, items, v, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare_module, "evaluate", stopped)
+        patch.setattr(Runtime, "answer", stopped)
         assert tinylora_(*words).exit_code == 130
     assert len(untrained.read_text().splitlines()) == 5
     again = tinylora_(*words)

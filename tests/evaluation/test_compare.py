@@ -17,10 +17,9 @@ from tinylora.errors import UserError
 from tinylora.evaluation.compare import compare, from_results
 from tinylora.evaluation.settings import check_base_kept, check_held_out, other_protocol, settings_for_eval
 from tinylora.generation.types import Completion, Request
-from tinylora.rollouts.answers import evaluate
-from tinylora.rollouts.replies import ItemResult
-from tinylora.rollouts.runtime import Workbench, open_workbench
-from tinylora.serving.chat import Reply, ReplyPair, format_pair, reply_pair
+from tinylora.rollouts.replies import Reply
+from tinylora.rollouts.runtime import Runtime, open_runtime
+from tinylora.serving.chat import ChatReply, ReplyPair, format_pair, reply_pair
 from tinylora.tasks.build import build_task
 from tinylora.tasks.config import PromptConfig, TaskConfig
 
@@ -29,12 +28,12 @@ def quiet(text: str) -> None:
     pass
 
 
-def result(i: int, strict: float, value_only: float, stopped: bool) -> ItemResult:
-    return ItemResult(f"{i:064x}", f"q{i}", "a", "text", strict, value_only, stopped, 3 + stopped, {"strict": strict})
+def result(i: int, strict: float, value_only: float, stopped: bool) -> Reply:
+    return Reply(f"{i:064x}", f"q{i}", "a", "text", strict, value_only, stopped, 3 + stopped, {"strict": strict})
 
 
 @pytest.fixture
-def bench(tiny_folder: Path, fresh_cache: Path, tmp_path: Path) -> Workbench:
+def runtime(tiny_folder: Path, fresh_cache: Path, tmp_path: Path) -> Runtime:
     file = tmp_path / "sums.jsonl"
     file.write_text("".join(f'{{"question": "{a} + {b}", "answer": "{a + b}"}}\n' for a in range(8) for b in range(8)))
     config = RunConfig(
@@ -44,7 +43,7 @@ def bench(tiny_folder: Path, fresh_cache: Path, tmp_path: Path) -> Workbench:
         generation=GenerationConfig(max_new_tokens=6),
         train=TrainConfig(num_threads=1),
     )
-    return open_workbench(config, say=quiet)
+    return open_runtime(config, say=quiet)
 
 
 def test_measures_agree_with_statsmodels() -> None:
@@ -78,24 +77,23 @@ def test_other_items_are_refused() -> None:
         from_results("x", [one, two], [two, one])
 
 
-def test_compare_is_evaluate_twice(bench: Workbench) -> None:
-    assert bench.task is not None
-    v = torch.full((bench.adapter.num_groups, 1), 0.3)
+def test_compare_is_two_answers(runtime: Runtime) -> None:
+    v = torch.full((runtime.adapter.num_groups, 1), 0.3)
     said: list[str] = []
-    compared = compare(bench, v, label="runs/x", num_items=5, say=said.append)
-    items = bench.task.items("test")[:5]
-    for vector, got in ((None, compared.base), (v, compared.tuned)):
-        assert list(got) == evaluate(bench.engine, bench.base, bench.task, items, v=vector, max_new_tokens=6)
-    assert [r.text for r in compared.base] != [r.text for r in compared.tuned]
+    compared = compare(runtime, v, label="runs/x", num_items=5, say=said.append)
+    items = runtime.task.items("test")[:5]
+    for vector, got in ((None, compared.untrained), (v, compared.adapter)):
+        assert list(got) == runtime.answer(items, vector)
+    assert [r.text for r in compared.untrained] != [r.text for r in compared.adapter]
     assert (
         "runs/x (3 trained numbers" in compared.headline and "same 5 test items of jsonl, greedy" in compared.headline
     )
     assert said[0] == compared.headline
 
 
-def test_a_vector_of_another_adapter_is_refused(bench: Workbench) -> None:
+def test_a_vector_of_another_adapter_is_refused(runtime: Runtime) -> None:
     with pytest.raises(UserError, match="does not fit"):
-        compare(bench, torch.zeros(5, 1), label="x", say=quiet)
+        compare(runtime, torch.zeros(5, 1), label="x", say=quiet)
 
 
 def test_settings_for_eval() -> None:
@@ -150,37 +148,37 @@ def test_questions_of_training_are_no_test_items(tmp_path: Path) -> None:
     assert "whether the run was trained on these test items is not known" in said[0]
 
 
-def test_both_reply_to_the_same_prompt(bench: Workbench) -> None:
-    v = torch.full((bench.adapter.num_groups, 1), 0.3)
-    pair = reply_pair(bench, v, "3 + 4", max_new_tokens=8)
-    assert pair.base != pair.adapted
-    zero = reply_pair(bench, torch.zeros_like(v), "3 + 4", max_new_tokens=8, temperature=1.0, seed=5)
-    assert zero.base == zero.adapted  # same random numbers, so only v can make a difference
-    assert zero.base == reply_pair(bench, v, "3 + 4", max_new_tokens=8, temperature=1.0, seed=5).base
+def test_both_reply_to_the_same_prompt(runtime: Runtime) -> None:
+    v = torch.full((runtime.adapter.num_groups, 1), 0.3)
+    pair = reply_pair(runtime, v, "3 + 4", max_new_tokens=8)
+    assert pair.untrained != pair.adapter
+    zero = reply_pair(runtime, torch.zeros_like(v), "3 + 4", max_new_tokens=8, temperature=1.0, seed=5)
+    assert zero.untrained == zero.adapted  # same random numbers, so only v can make a difference
+    assert zero.untrained == reply_pair(runtime, v, "3 + 4", max_new_tokens=8, temperature=1.0, seed=5).untrained
 
 
-def test_a_line_that_the_pattern_does_not_match_is_taken_as_it_is(bench: Workbench) -> None:
-    v = torch.full((bench.adapter.num_groups, 1), 0.3)
-    bench.config = replace(bench.config, prompt=PromptConfig(pattern=r"problem: (.*)$"))
-    typed = reply_pair(bench, v, "3 + 4", max_new_tokens=8)
-    question = reply_pair(bench, v, "Solve this problem: 3 + 4", max_new_tokens=8)
-    assert (typed.base, typed.adapted) == (question.base, question.adapted)
+def test_a_line_that_the_pattern_does_not_match_is_taken_as_it_is(runtime: Runtime) -> None:
+    v = torch.full((runtime.adapter.num_groups, 1), 0.3)
+    runtime.config = replace(runtime.config, prompt=PromptConfig(pattern=r"problem: (.*)$"))
+    typed = reply_pair(runtime, v, "3 + 4", max_new_tokens=8)
+    question = reply_pair(runtime, v, "Solve this problem: 3 + 4", max_new_tokens=8)
+    assert (typed.untrained, typed.adapter) == (question.untrained, question.adapter)
 
 
-def test_the_recipe_prompt_is_used_unless_plain(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.config = replace(bench.config, prompt=PromptConfig(system="zzzz", template="Q: {question}"))
+def test_the_recipe_prompt_is_used_unless_plain(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime.config = replace(runtime.config, prompt=PromptConfig(system="zzzz", template="Q: {question}"))
     prompts: list[str] = []
-    generate = bench.engine.generate
+    generate = runtime.engine.generate
 
     def recording(requests: list[Request]) -> list[Completion]:
-        prompts.append(str(bench.base.tokenizer.decode(list(requests[0].prompt_ids))))
+        prompts.append(str(runtime.base.tokenizer.decode(list(requests[0].prompt_ids))))
         assert requests[0].prompt_ids == requests[1].prompt_ids and requests[0].v is None
         return generate(requests)
 
-    monkeypatch.setattr(bench.engine, "generate", recording)
-    v = bench.adapter.zeros()
-    reply_pair(bench, v, "3 + 4", max_new_tokens=2)
-    reply_pair(bench, v, "3 + 4", max_new_tokens=2, plain=True)
+    monkeypatch.setattr(runtime.engine, "generate", recording)
+    v = runtime.adapter.zeros()
+    reply_pair(runtime, v, "3 + 4", max_new_tokens=2)
+    reply_pair(runtime, v, "3 + 4", max_new_tokens=2, plain=True)
     assert "zzzz" in prompts[0] and "Q: 3 + 4" in prompts[0]
     assert "3 + 4" in prompts[1] and "zzzz" not in prompts[1] and "Q: " not in prompts[1]
 
@@ -188,8 +186,8 @@ def test_the_recipe_prompt_is_used_unless_plain(bench: Workbench, monkeypatch: p
 def test_columns() -> None:
     pair = ReplyPair(
         prompt="p",
-        base=Reply(text="one two three four five six seven", num_tokens=7, stopped=False),
-        adapted=Reply(text="", num_tokens=1, stopped=True),
+        untrained=ChatReply(text="one two three four five six seven", num_tokens=7, stopped=False),
+        adapter=ChatReply(text="", num_tokens=1, stopped=True),
     )
     lines = format_pair(pair, width=81).splitlines()
     assert "untrained (7 tokens, cut off)" in lines[0] and "adapted (1 tokens)" in lines[0]

@@ -15,7 +15,6 @@ from statsmodels.stats.proportion import proportion_confint
 from tiny_run import ByteTask, quiet, start, tiny_config
 from typer.testing import CliRunner
 
-import tinylora.evaluation.conditions as conditions_module
 from tinylora.adapter.explicit import ExplicitFactors
 from tinylora.cli import app
 from tinylora.config.method import MethodConfig
@@ -26,16 +25,16 @@ from tinylora.evaluation.resumable import Condition
 from tinylora.evaluation.sampled import compare_samples
 from tinylora.evaluation.side_effects import read_text, text_effect
 from tinylora.evaluation.verdict import evidence_verdict, format_evidence
-from tinylora.rollouts.answers import evaluate
 from tinylora.rollouts.groups import reward, shuffled
-from tinylora.rollouts.replies import ItemResult
-from tinylora.rollouts.runtime import Workbench, open_workbench
+from tinylora.rollouts.replies import Reply
+from tinylora.rollouts.runtime import Runtime, open_runtime
 from tinylora.store.adapter import Adapter, open_adapter
 from tinylora.system.jsonl import read_jsonl
 from tinylora.training.train import resume, train
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 
+answer = Runtime.answer
 PROMPTS = ({"name": "shout", "template": "{question}!"}, {"name": "plain"})
 
 
@@ -45,18 +44,18 @@ def run(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bench(run: Path) -> Workbench:
+def runtime(run: Path) -> Runtime:
     config = open_adapter(run).settings()
-    return open_workbench(config, task=ByteTask(size=12), say=quiet)
+    return open_runtime(config, task=ByteTask(size=12), say=quiet)
 
 
-def gather(bench: Workbench, run: Path, **options: Any) -> dict[str, Any]:
-    return gather_evidence(bench, open_adapter(run), run, EvidenceOptions(**options), quiet, run=run)
+def gather(runtime: Runtime, run: Path, **options: Any) -> dict[str, Any]:
+    return gather_evidence(runtime, open_adapter(run), run, EvidenceOptions(**options), quiet, run=run)
 
 
-def test_every_number_can_be_computed_again_from_the_items(bench: Workbench, run: Path) -> None:
-    bench.config = replace(bench.config, eval=replace(bench.config.eval, prompts=PROMPTS))
-    evidence = gather(bench, run)
+def test_every_number_can_be_computed_again_from_the_items(runtime: Runtime, run: Path) -> None:
+    runtime.config = replace(runtime.config, eval=replace(runtime.config.eval, prompts=PROMPTS))
+    evidence = gather(runtime, run)
     assert json.loads((run / "evidence.json").read_text()) == json.loads(json.dumps(evidence))
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in read_jsonl(run / "evidence_items.jsonl"):
@@ -94,11 +93,11 @@ def test_every_number_can_be_computed_again_from_the_items(bench: Workbench, run
 
 
 @pytest.mark.parametrize("kind", ["best_random", "best_shorter"])
-def test_the_best_random_vector_gets_as_many_completions_as_training(bench: Workbench, run: Path, kind: str) -> None:
-    evidence = gather(bench, run)
+def test_the_best_random_vector_gets_as_many_completions_as_training(runtime: Runtime, run: Path, kind: str) -> None:
+    evidence = gather(runtime, run)
     best = next(one for one in evidence["conditions"] if one["kind"] == kind)
     prompts = sum(row.get("prompts_sampled", 0) for row in read_jsonl(run / "metrics.jsonl"))
-    config = bench.config
+    config = runtime.config
     assert best["details"]["completions_allowed"] == prompts * config.grpo.group_size
     tried = prompts * config.grpo.group_size // config.eval.num_validation
     assert best["details"]["vectors_tried"] == len(best["details"]["validation"]) == tried > 1
@@ -107,16 +106,16 @@ def test_the_best_random_vector_gets_as_many_completions_as_training(bench: Work
 
 
 def test_random_vectors_have_the_norms_that_they_are_said_to_have(
-    bench: Workbench, run: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[torch.Tensor] = []
 
-    def noted(*args: Any, **kwargs: Any) -> list[ItemResult]:
-        tried.append(kwargs["v"])
-        return evaluate(*args, **kwargs)
+    def noted(self: Runtime, items: Any, v: Any, **options: Any) -> list[Reply]:
+        tried.append(v)
+        return answer(self, items, v, **options)
 
-    monkeypatch.setattr(conditions_module, "evaluate", noted)
-    evidence = gather(bench, run)
+    monkeypatch.setattr(Runtime, "answer", noted)
+    evidence = gather(runtime, run)
     norm = evidence["v_norm"]
     lengths = [round(float(v.norm()) / norm, 4) for v in tried if v is not None and v.any()]
     details = next(one["details"] for one in evidence["conditions"] if one["kind"] == "best_shorter")
@@ -129,54 +128,53 @@ def test_random_vectors_have_the_norms_that_they_are_said_to_have(
     assert float((directions @ flat[6]).abs().max()) < 0.9999  # directions of their own
 
 
-def test_a_stopped_evaluation_goes_on(bench: Workbench, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = gather(bench, run)
+def test_a_stopped_evaluation_goes_on(runtime: Runtime, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gather(runtime, run)
     (run / "evidence_plan.json").unlink()
     calls = 0
-    original = evaluate
 
-    def counted(*args: Any, **kwargs: Any) -> list[ItemResult]:
+    def counted(*args: Any, **options: Any) -> list[Reply]:
         nonlocal calls
         calls += 1
         if calls == 5:
             raise KeyboardInterrupt
-        return original(*args, **kwargs)
+        return answer(*args, **options)
 
-    monkeypatch.setattr(conditions_module, "evaluate", counted)
+    monkeypatch.setattr(Runtime, "answer", counted)
     with pytest.raises(KeyboardInterrupt):
-        gather(bench, run)
+        gather(runtime, run)
     with (run / "evidence_items.jsonl").open("a") as lines:
         lines.write('{"condition": "random_1", "item')  # killed within a line
-    again = gather(bench, run)
+    again = gather(runtime, run)
     clock = ("account",)
     strip = lambda e: [{k: v for k, v in one.items() if k not in clock} for one in e["conditions"]]  # noqa: E731
     assert strip(again) == strip(whole)
     before = calls
-    gather(bench, run)
+    gather(runtime, run)
     assert calls == before  # all is there
     path = run / "evidence_items.jsonl"
     rows = [line for line in path.read_text().splitlines(keepends=True) if '"best_random"' not in line]
     path.write_text("".join(rows[:-1]))  # some answers are lost
-    assert strip(gather(bench, run)) == strip(whole)
+    assert strip(gather(runtime, run)) == strip(whole)
     path.unlink()
-    assert strip(gather(bench, run)) == strip(whole)
+    assert strip(gather(runtime, run)) == strip(whole)
     before = calls
-    gather(bench, run, num_items=3)  # another plan
+    gather(runtime, run, num_items=3)  # another plan
     assert calls > before
     assert {row["condition"] for row in read_jsonl(run / "evidence_items.jsonl")} >= {"untrained", "constant"}
     old = [json.loads(line) for line in (run / "evidence_items.jsonl.old").read_text().splitlines()]
     assert len({row["item_id"] for row in old}) == 12 and (run / "evidence.json.old").exists()
 
 
-def result(i: int, strict: float, text: str = "t", **changes: Any) -> ItemResult:
+def result(i: int, strict: float, text: str = "t", **changes: Any) -> Reply:
     fields = {"value_only": strict, "stopped": True, "num_tokens": 3, "scores": {"strict": strict}, "answered": True}
-    return ItemResult(f"{i:064x}", f"q{i}", "a", text, strict, **(fields | changes))
+    return Reply(f"{i:064x}", f"q{i}", "a", text, strict, **(fields | changes))
 
 
 def condition(name: str, kind: str, right: list[int], num: int = 100) -> Condition:
     results = tuple(result(i, float(i in right)) for i in range(num))
     return Condition(
-        name=name, kind=kind, label=name, results=results, details={},
+        name=name, kind=kind, label=name, replies=results, details={},
         account=Account(tokens_sampled=1, prompt_tokens=1, seconds=1.0, flops=1.0),
     )  # fmt: skip
 
@@ -217,18 +215,18 @@ def test_verdicts() -> None:
         assemble([condition("tuned", "tuned", [])], meta={}, side_effects={}, account={}, prices=Prices())
 
 
-def test_text_effect_is_that_of_a_full_forward(bench: Workbench) -> None:
-    v = torch.full((bench.adapter.num_groups, bench.adapter.config.u), 0.3)
+def test_text_effect_is_that_of_a_full_forward(runtime: Runtime) -> None:
+    v = torch.full((runtime.adapter.num_groups, runtime.adapter.config.u), 0.3)
     text = "one two three\n\nfour five"
-    effect = text_effect(bench, v, text)
+    effect = text_effect(runtime, v, text)
     kl = base_sum = tuned_sum = 0.0
     count = 0
     for paragraph in text.split("\n\n"):
-        ids = torch.tensor([bench.base.tokenizer(paragraph)["input_ids"]])
+        ids = torch.tensor([runtime.base.tokenizer(paragraph)["input_ids"]])
         logits = []
         for vector in (None, v):
-            with bench.adapter.using(vector), torch.no_grad():
-                logits.append(bench.base.model(ids).logits[0, :-1].double().numpy())
+            with runtime.adapter.using(vector), torch.no_grad():
+                logits.append(runtime.base.model(ids).logits[0, :-1].double().numpy())
         p, q = (one - np.log(np.exp(one).sum(-1, keepdims=True)) for one in logits)
         kl += float((np.exp(p) * (p - q)).sum())
         base_sum += float(p[np.arange(len(p)), ids[0, 1:].numpy()].sum())
@@ -238,9 +236,9 @@ def test_text_effect_is_that_of_a_full_forward(bench: Workbench) -> None:
     assert effect.kl_per_token == pytest.approx(kl / count, rel=1e-4)
     assert effect.base_perplexity == pytest.approx(np.exp(-base_sum / count), rel=1e-4)
     assert effect.tuned_perplexity == pytest.approx(np.exp(-tuned_sum / count), rel=1e-4)
-    assert text_effect(bench, torch.zeros_like(v), text).kl_per_token == 0
+    assert text_effect(runtime, torch.zeros_like(v), text).kl_per_token == 0
     with pytest.raises(UserError, match="at least two tokens"):
-        text_effect(bench, v, "a")
+        text_effect(runtime, v, "a")
 
 
 def test_a_text_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -302,23 +300,23 @@ def test_a_control_says_that_it_is_one(tiny_folder: Path, tmp_path: Path) -> Non
     assert any("this is a control: its reward is shuffled" in line for line in said)
 
 
-def test_a_control_of_another_adapter_is_refused(bench: Workbench, run: Path) -> None:
+def test_a_control_of_another_adapter_is_refused(runtime: Runtime, run: Path) -> None:
     other = Adapter(label="other", v=torch.zeros(1, 1), config=None)
     with pytest.raises(UserError, match="other has another adapter than"):
-        gather(bench, run, trained=(other,))
+        gather(runtime, run, trained=(other,))
     control = replace(open_adapter(run), label="twin")
-    evidence = gather(bench, run, trained=(control,))
+    evidence = gather(runtime, run, trained=(control,))
     twin = next(one for one in evidence["conditions"] if one["kind"] == "trained_control")
     assert twin["against_tuned"]["won"] == twin["against_tuned"]["lost"] == 0
     assert control.fingerprint is not None and control.check
     others = {
         "another base": replace(control, fingerprint=replace(control.fingerprint, weights=b"other567")),
         "another basis": replace(control, check=b"else"),
-        "another adapter": replace(control, run=replace(bench.config, method=MethodConfig(name="lora"))),
+        "another adapter": replace(control, run=replace(runtime.config, method=MethodConfig(name="lora"))),
     }
     for what, other in others.items():
         with pytest.raises(UserError, match=what):
-            gather(bench, run, trained=(other,))
+            gather(runtime, run, trained=(other,))
 
 
 def test_a_control_on_a_basis_of_its_own_is_refused(run: Path) -> None:
@@ -331,20 +329,20 @@ def test_a_control_on_a_basis_of_its_own_is_refused(run: Path) -> None:
 
 
 def test_a_control_more_leaves_the_others_as_they_are(
-    bench: Workbench, run: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gather(bench, run)
+    gather(runtime, run)
     asked: list[Any] = []
 
-    def counted(*args: Any, **kwargs: Any) -> list[ItemResult]:
-        asked.append(kwargs["v"])
-        return evaluate(*args, **kwargs)
+    def counted(self: Runtime, items: Any, v: Any, **options: Any) -> list[Reply]:
+        asked.append(v)
+        return answer(self, items, v, **options)
 
-    monkeypatch.setattr(conditions_module, "evaluate", counted)
+    monkeypatch.setattr(Runtime, "answer", counted)
     first = replace(open_adapter(run), label="first")
     second = replace(first, v=first.v + 0.5)
     for control in (first, second, second):
-        evidence = gather(bench, run, trained=(control,))
+        evidence = gather(runtime, run, trained=(control,))
     assert [v.tolist() for v in asked] == [first.v.tolist(), second.v.tolist()]
     rows = [row for row in read_jsonl(run / "evidence_items.jsonl") if row["condition"] == "trained:none"]
     share = next(one["strict"] for one in evidence["conditions"] if one["kind"] == "trained_control")
@@ -352,34 +350,35 @@ def test_a_control_more_leaves_the_others_as_they_are(
 
 
 def test_another_task_that_cannot_be_asked_is_told_first(
-    bench: Workbench, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*args: Any, **kwargs: Any) -> list[ItemResult]:
+    def never(*args: Any, **kwargs: Any) -> list[Reply]:
         pytest.fail("hours were spent")
 
-    monkeypatch.setattr(conditions_module, "evaluate", never)
+    monkeypatch.setattr(Runtime, "answer", never)
     with pytest.raises(UserError, match="no recipe is named 'nothing'"):
-        gather(bench, run, also=("nothing",))
+        gather(runtime, run, also=("nothing",))
     recipe = tmp_path / "other.toml"
     recipe.write_text('[task]\nname = "reasoning_gym:chain_sum"\nnum_items = 60\n[prompt]\npattern = "xyz(.*)"\n')
     with pytest.raises(UserError, match=r"prompt\.pattern .* does not match"):
-        gather(bench, run, also=(str(recipe),))
+        gather(runtime, run, also=(str(recipe),))
 
 
-def test_samples(bench: Workbench, run: Path) -> None:
+def test_samples(runtime: Runtime, run: Path) -> None:
     v = open_adapter(run).v
-    compared = compare_samples(bench, v, label="x", num_samples=4, temperature=1.0, num_items=6, say=quiet)
+    compared = compare_samples(runtime, v, label="x", num_samples=4, temperature=1.0, num_items=6, say=quiet)
     by_name = {score.name: score for score in compared.scores}
-    right = np.array([r.strict >= 1 for r in compared.tuned]).reshape(6, 4)
-    assert by_name["average@4"].tuned == pytest.approx(right.mean())
-    assert by_name["pass@4"].tuned == pytest.approx(right.any(1).mean())
+    right = np.array([r.strict >= 1 for r in compared.adapter]).reshape(6, 4)
+    assert by_name["average@4"].adapter == pytest.approx(right.mean())
+    assert by_name["pass@4"].adapter == pytest.approx(right.any(1).mean())
     pairs = [[right[i, a] or right[i, b] for a in range(4) for b in range(a)] for i in range(6)]
-    assert by_name["pass@2"].tuned == pytest.approx(np.mean(pairs))
-    assert by_name["average@4"].difference == pytest.approx(by_name["average@4"].tuned - by_name["average@4"].base)
+    assert by_name["pass@2"].adapter == pytest.approx(np.mean(pairs))
+    average = by_name["average@4"]
+    assert average.difference == pytest.approx(average.adapter - average.untrained)
     assert "pass@2" in compared.text() and compared.to_json()["num_items"] == 6
     for samples, temperature in ((1, 1.0), (4, 0.0)):
         with pytest.raises(UserError, match="at least 2"):
-            compare_samples(bench, v, label="x", num_samples=samples, temperature=temperature, say=quiet)
+            compare_samples(runtime, v, label="x", num_samples=samples, temperature=temperature, say=quiet)
 
 
 @pytest.mark.parametrize(

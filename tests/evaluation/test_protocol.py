@@ -13,9 +13,8 @@ from tinylora.errors import UserError
 from tinylora.evaluation.compare import compare
 from tinylora.evaluation.protocol import items_fingerprint, protocol_hash, protocol_of
 from tinylora.evaluation.settings import settings_for_eval
-from tinylora.rollouts.answers import evaluate
 from tinylora.rollouts.replies import cut_at, stop_at
-from tinylora.rollouts.runtime import open_workbench
+from tinylora.rollouts.runtime import open_runtime
 from tinylora.tasks.base import Item
 from tinylora.tasks.build import make_scorer
 from tinylora.tasks.config import PromptConfig
@@ -54,13 +53,14 @@ def test_fingerprint_is_of_the_items_asked() -> None:
 
 
 def test_stop_strings(tiny_folder: Path, fresh_cache: Path) -> None:
-    bench = open_workbench(tiny_config(tiny_folder), task=ByteTask(), say=quiet)
-    assert bench.task is not None
-    items = bench.task.items("test")[:4]
-    v = torch.full((bench.adapter.num_groups, bench.adapter.config.u), 0.1)
+    runtime = open_runtime(tiny_config(tiny_folder), task=ByteTask(), say=quiet)
+    items = runtime.task.items("test")[:4]
+    v = torch.full((runtime.adapter.num_groups, runtime.adapter.config.u), 0.1)
 
     def answers(stops: tuple[str, ...]):
-        return evaluate(bench.engine, bench.base, bench.task, items, v=v, max_new_tokens=12, stop_strings=stops)
+        generation = replace(runtime.config.generation, stop_strings=stops)
+        other = replace(runtime, config=replace(runtime.config, generation=generation))
+        return other.answer(items, v, max_new_tokens=12)
 
     free = answers(())
     at = next(i for i, one in enumerate(free) if len(one.text) > 4 and not one.stopped)
@@ -70,7 +70,7 @@ def test_stop_strings(tiny_folder: Path, fresh_cache: Path) -> None:
         assert after.stopped or stop not in before.text
     stopped = answers((stop,))[at]
     assert stopped.stopped and stopped.num_tokens < free[at].num_tokens and stop not in stopped.text
-    assert stop_at(bench.base, ()) is None
+    assert stop_at(runtime.base, ()) is None
 
 
 def test_cut_at_takes_the_first_place() -> None:
@@ -81,11 +81,10 @@ def test_cut_at_takes_the_first_place() -> None:
 
 
 def test_compare_says_its_protocol(tiny_folder: Path, fresh_cache: Path) -> None:
-    bench = open_workbench(tiny_config(tiny_folder), task=ByteTask(), say=quiet)
-    assert bench.task is not None
-    v = torch.zeros(bench.adapter.num_groups, bench.adapter.config.u)
-    found = {n: compare(bench, v, label="x", num_items=n, say=quiet).to_json()["protocol"] for n in (2, 3)}
-    assert found[2] == protocol_of(bench.config, bench.task, bench.task.items("test")[:2])
+    runtime = open_runtime(tiny_config(tiny_folder), task=ByteTask(), say=quiet)
+    v = torch.zeros(runtime.adapter.num_groups, runtime.adapter.config.u)
+    found = {n: compare(runtime, v, label="x", num_items=n, say=quiet).to_json()["protocol"] for n in (2, 3)}
+    assert found[2] == protocol_of(runtime.config, runtime.task, runtime.task.items("test")[:2])
     assert found[2] != found[3]
 
 

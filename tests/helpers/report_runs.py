@@ -21,11 +21,11 @@ from tinylora.evaluation.evidence import assemble
 from tinylora.evaluation.plain import paired_json
 from tinylora.evaluation.resumable import Condition
 from tinylora.evaluation.verdict import verdict
-from tinylora.rollouts.replies import ItemResult
+from tinylora.rollouts.replies import Reply
 from tinylora.store.adapter_file import BEST, save_vector
 from tinylora.tasks.config import TaskConfig
 
-Answers = dict[str, list[ItemResult]]
+Answers = dict[str, list[Reply]]
 CONDITIONS = [  # name, kind, how much better than the untrained model
     ("untrained", "untrained", 0.0), ("tuned", "tuned", 0.3), ("zero", "zero", 0.0),
     *((f"random_{i}", "random", -0.05) for i in range(5)), ("best_random", "best_random", 0.05),
@@ -82,7 +82,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _items(name: str, lift: float, num_items: int, seed: int, text: str) -> list[ItemResult]:
+def _items(name: str, lift: float, num_items: int, seed: int, text: str) -> list[Reply]:
     """Replies of one condition: an item keeps its difficulty, so that conditions are correlated as real ones are."""
     rng = random.Random(f"{seed} {'untrained' if name == 'zero' else name}")
     results = []
@@ -95,7 +95,7 @@ def _items(name: str, lift: float, num_items: int, seed: int, text: str) -> list
         tokens = rng.randint(4, 30) if stopped else 64
         reply = text or " ".join(rng.choice(WORDS) for _ in range(tokens)) + (f" #### {i}" if answered else "")
         results.append(
-            ItemResult(
+            Reply(
                 f"{i:064x}", f"{i} + {2 * i + 1} = ?", str(3 * i + 1), reply, float(right), float(value), stopped,
                 tokens, {"strict": float(right)}, answered=answered,
             )

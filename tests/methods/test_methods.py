@@ -26,7 +26,7 @@ from tinylora.methods.build import put_method_on
 from tinylora.methods.engine import engine_for
 from tinylora.methods.one_vector import MethodAdapter
 from tinylora.planning.inspection import format_inspection, inspect_model
-from tinylora.rollouts.runtime import open_workbench
+from tinylora.rollouts.runtime import open_runtime
 from tinylora.store.adapter import open_adapter
 from tinylora.training.train import resume
 
@@ -174,16 +174,16 @@ def test_the_engine_runs_the_model_that_is_trained(name: str, dtype: str, tiny_f
     """Forced tokens under several vectors in one call, in mixed order, scored as the learner scores them."""
     config = tiny_config(tiny_folder, method={"name": name, "rank": 3})
     config = replace(config, model=replace(config.model, dtype=dtype))  # type: ignore[arg-type]
-    bench = open_workbench(config, task=ByteTask(), say=quiet)
-    assert bench.engine.name == "native"
-    learner = Learner(bench.base.model, bench.adapter, temperature=0.7)
-    vectors = [None, some_v(bench.adapter, 0.3), some_v(bench.adapter, -0.3), None, some_v(bench.adapter, 0.3)]
+    runtime = open_runtime(config, task=ByteTask(), say=quiet)
+    assert runtime.engine.name == "native"
+    learner = Learner(runtime.base.model, runtime.adapter, temperature=0.7)
+    vectors = [None, some_v(runtime.adapter, 0.3), some_v(runtime.adapter, -0.3), None, some_v(runtime.adapter, 0.3)]
     requests = [
         Request(prompt_ids=row.prompt_ids, forced_ids=row.token_ids, v=v,
                 params=SamplingParams(temperature=0.7, max_new_tokens=len(row.token_ids)))
         for v in vectors for row in ROWS
     ]  # fmt: skip
-    completions = bench.engine.generate(requests)
+    completions = runtime.engine.generate(requests)
     assert [one.request_index for one in completions] == list(range(len(requests)))
     effects = []
     for place, v in enumerate(vectors):
@@ -231,8 +231,8 @@ def test_a_run_of_any_method_resumes_and_opens(name: str, tiny_folder: Path, tmp
     assert strip(ours) == strip(theirs)
     opened = open_adapter(whole.run)
     assert torch.equal(opened.v, whole.v)
-    bench = open_workbench(opened.settings(), task=ByteTask(), say=quiet, on=opened)
-    assert bench.adapter.shape == tuple(whole.v.shape)
+    runtime = open_runtime(opened.settings(), task=ByteTask(), say=quiet, on=opened)
+    assert runtime.adapter.shape == tuple(whole.v.shape)
     with pytest.raises(UserError, match="only TinyLoRA's have a short form"):
         opened.to_portable()
 
@@ -246,9 +246,9 @@ def test_peft_reads_the_folder(name: str, tiny_folder: Path, tmp_path: Path, fre
         warnings.simplefilter("ignore")
         theirs = peft.PeftModel.from_pretrained(model, str(done.run / "peft"))
     opened = open_adapter(done.run)
-    bench = open_workbench(opened.settings(), task=ByteTask(), say=quiet, on=opened)
-    with bench.adapter.using(opened.v):
-        ours = logits_of(bench.base.model)
+    runtime = open_runtime(opened.settings(), task=ByteTask(), say=quiet, on=opened)
+    with runtime.adapter.using(opened.v):
+        ours = logits_of(runtime.base.model)
     torch.testing.assert_close(logits_of(theirs), ours, rtol=0, atol=1e-4)
     assert (ours - base).abs().max() > 1e-3
 
@@ -260,7 +260,7 @@ def test_another_start_is_noticed(tiny_folder: Path, tmp_path: Path, fresh_cache
     real = torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda seed: real(seed + 1))  # as another version's draws would be
     with pytest.raises(UserError, match="its check disagrees"):
-        open_workbench(opened.settings(), task=ByteTask(), say=quiet, on=opened)
+        open_runtime(opened.settings(), task=ByteTask(), say=quiet, on=opened)
 
 
 def test_targets_choose_the_modules(tiny_llama: PreTrainedModel) -> None:

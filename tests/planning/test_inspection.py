@@ -32,7 +32,7 @@ from tinylora.planning.plan import Prompts, format_plan, make_plan, prompts_of
 from tinylora.planning.shapes import shape_model
 from tinylora.planning.speed import Speed
 from tinylora.rollouts.prompts import prompt_candidates
-from tinylora.rollouts.runtime import Workbench, open_workbench
+from tinylora.rollouts.runtime import Runtime, open_runtime
 from tinylora.talk import format_bytes
 from tinylora.tasks.config import TaskConfig
 
@@ -55,8 +55,8 @@ def jsonl_config(folder: Path, tmp_path: Path) -> RunConfig:
 
 
 @pytest.fixture
-def bench(tiny_folder: Path, fresh_cache: Path, tmp_path: Path) -> Workbench:
-    return open_workbench(jsonl_config(tiny_folder, tmp_path), say=quiet)
+def runtime(tiny_folder: Path, fresh_cache: Path, tmp_path: Path) -> Runtime:
+    return open_runtime(jsonl_config(tiny_folder, tmp_path), say=quiet)
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_prompts_that_begin_alike_are_said_to(tmp_path: Path) -> None:
     assert prompts.together(3) == 102 + 3 * 4
 
 
-def test_shapes_and_weights_agree(bench: Workbench) -> None:
-    by_weights, speed, plan = inspect_weights(bench, quiet)
-    by_shapes, block_speed, block_plan = inspect_shapes(bench.config, quiet)
+def test_shapes_and_weights_agree(runtime: Runtime) -> None:
+    by_weights, speed, plan = inspect_weights(runtime, quiet)
+    by_shapes, block_speed, block_plan = inspect_shapes(runtime.config, quiet)
     assert by_weights.gaps_checked and not by_shapes.gaps_checked
     for name in ("num_parameters", "num_modules", "types", "groups", "num_trained", "left_out"):
         assert getattr(by_weights, name) == getattr(by_shapes, name), name
@@ -313,8 +313,8 @@ def test_random_vectors_have_their_norm_and_one_direction_a_seed() -> None:
     assert not torch.allclose(random_vector(13, 2, 0.1, 8), short, atol=1e-3)
 
 
-def test_landscape_rows(bench: Workbench) -> None:
-    rows = landscape(bench, [1e-4, 0.5], num_vectors=2, num_items=4, seed=0, say=quiet)
+def test_landscape_rows(runtime: Runtime) -> None:
+    rows = landscape(runtime, [1e-4, 0.5], num_vectors=2, num_items=4, seed=0, say=quiet)
     assert [(r.norm, r.vector) for r in rows] == [(0.0, 0), (1e-4, 0), (1e-4, 1), (0.5, 0), (0.5, 1)]
     assert rows[0].kl == 0.0
     assert max(r.kl for r in rows[1:3]) < 1e-3 * min(r.kl for r in rows[3:])  # KL grows with the square of the norm
@@ -324,6 +324,6 @@ def test_landscape_rows(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("norms", [[], [0.0], [float("nan")], [-1.0]])
-def test_landscape_refuses_norms(bench: Workbench, norms: list[float]) -> None:
+def test_landscape_refuses_norms(runtime: Runtime, norms: list[float]) -> None:
     with pytest.raises(UserError, match="--norms must be finite numbers above 0"):
-        landscape(bench, norms, 1, 1, 0, quiet)
+        landscape(runtime, norms, 1, 1, 0, quiet)

@@ -8,15 +8,14 @@ import torch
 from tiny_run import ByteTask, quiet, tiny_config
 
 from tinylora.generation.types import Completion
-from tinylora.rollouts.answers import draw_key, evaluate
-from tinylora.rollouts.replies import correct, mean, score_completion
-from tinylora.rollouts.runtime import Workbench, open_workbench
+from tinylora.rollouts.replies import correct, draw_key, mean, score_completion
+from tinylora.rollouts.runtime import Runtime, open_runtime
 from tinylora.tasks.base import Item, Message, ScorerError
 
 
 @pytest.fixture
-def bench(tiny_folder: Path, fresh_cache: Path) -> Workbench:
-    return open_workbench(tiny_config(tiny_folder), task=ByteTask(), say=quiet)
+def runtime(tiny_folder: Path, fresh_cache: Path) -> Runtime:
+    return open_runtime(tiny_config(tiny_folder), task=ByteTask(), say=quiet)
 
 
 class FixedTask(ByteTask):
@@ -45,11 +44,11 @@ def completion(reason: Any, text: str = "abc") -> Completion:
     )
 
 
-def test_strict_is_0_for_a_completion_that_was_cut_off_and_value_only_is_kept(bench: Workbench) -> None:
+def test_strict_is_0_for_a_completion_that_was_cut_off_and_value_only_is_kept(runtime: Runtime) -> None:
     task = FixedTask({"strict": 1.0, "value_only": 1.0, "style": 0.25})
     item = task.items("test")[0]
-    stopped = score_completion(bench.base, task, item, completion("stop"))
-    cut = score_completion(bench.base, task, item, completion("length"))
+    stopped = score_completion(runtime.base, task, item, completion("stop"))
+    cut = score_completion(runtime.base, task, item, completion("length"))
     assert (stopped.strict, stopped.value_only, stopped.stopped) == (1.0, 1.0, True)
     assert (cut.strict, cut.value_only, cut.stopped) == (0.0, 1.0, False)
     assert cut.scores == {"strict": 1.0, "value_only": 1.0, "style": 0.25}  # as the task gave them
@@ -67,45 +66,41 @@ def test_strict_is_0_for_a_completion_that_was_cut_off_and_value_only_is_kept(be
         ({"strict": 1.0}, "no score value_only was given"),
     ],
 )
-def test_a_failing_scorer_shows_the_item(bench: Workbench, scores: Any, message: str) -> None:
+def test_a_failing_scorer_shows_the_item(runtime: Runtime, scores: Any, message: str) -> None:
     task = FixedTask(scores)
     item = task.items("test")[1]
     with pytest.raises(ScorerError, match=rf"{message} \(item {item.id[:12]}, question 'qte1', answer 'even', reply "):
-        score_completion(bench.base, task, item, completion("stop"))
+        score_completion(runtime.base, task, item, completion("stop"))
 
 
-def test_results_come_in_the_order_of_items_and_do_not_depend_on_the_batch(bench: Workbench) -> None:
-    assert bench.task is not None
-    items = bench.task.items("test")
-    v = 0.3 * torch.ones_like(bench.adapter.zeros())
-    options: dict[str, Any] = {"v": v, "max_new_tokens": 4, "temperature": 1.0, "seed": 3, "num_samples": 2}
+def test_results_come_in_the_order_of_items_and_do_not_depend_on_the_batch(runtime: Runtime) -> None:
+    items = runtime.task.items("test")
+    v = 0.3 * torch.ones_like(runtime.adapter.zeros())
+    options: dict[str, Any] = {"v": v, "temperature": 1.0, "seed": 3, "num_samples": 2}
     seen: list[tuple[int, int]] = []
-    bench.engine.max_batch_rows = 1  # 2 items at a time
-    found = evaluate(bench.engine, bench.base, bench.task, items, on_progress=lambda *n: seen.append(n), **options)
+    runtime.engine.max_batch_rows = 1  # 2 items at a time
+    found = runtime.answer(items, on_progress=lambda *n: seen.append(n), **options)
     assert [result.item_id for result in found] == [item.id for item in items for _ in range(2)]
     assert seen == [(2, 5), (4, 5), (5, 5)]
-    bench.engine.max_batch_rows = 128
-    again = evaluate(bench.engine, bench.base, bench.task, items[::-1], **options)
+    runtime.engine.max_batch_rows = 128
+    again = runtime.answer(items[::-1], **options)
     by_item = {id: [r.text for r in found if r.item_id == id] for id in (item.id for item in items)}
     assert all(by_item[r.item_id].count(r.text) for r in again)
     assert len({result.text for result in found}) > 5
-    other = evaluate(bench.engine, bench.base, bench.task, items, **{**options, "seed": 4})
+    other = runtime.answer(items, **{**options, "seed": 4})
     assert [r.text for r in other] != [r.text for r in found]
 
 
-def test_another_prompt_replaces_the_tasks_own(bench: Workbench) -> None:
-    assert bench.task is not None
-    items = bench.task.items("test")
+def test_another_prompt_replaces_the_tasks_own(runtime: Runtime) -> None:
+    items = runtime.task.items("test")
     asked: list[str] = []
 
     def prompt(item: Item) -> list[Message]:
         asked.append(item.question)
         return [{"role": "user", "content": f"please {item.question}"}]
 
-    own = evaluate(bench.engine, bench.base, bench.task, items, v=None, max_new_tokens=16, temperature=1.0)
-    other = evaluate(
-        bench.engine, bench.base, bench.task, items, v=None, max_new_tokens=16, temperature=1.0, prompt=prompt
-    )
+    own = runtime.answer(items, None, max_new_tokens=16, temperature=1.0)
+    other = runtime.answer(items, None, max_new_tokens=16, temperature=1.0, prompt=prompt)
     assert asked == [item.question for item in items]
     assert [r.text for r in own] != [r.text for r in other]
 

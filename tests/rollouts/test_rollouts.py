@@ -13,8 +13,8 @@ from tinylora.errors import UserError
 from tinylora.generation.types import Completion, Request
 from tinylora.rollouts.groups import Rollouts, reward, sample_step
 from tinylora.rollouts.order import DataOrder
-from tinylora.rollouts.replies import ItemResult
-from tinylora.rollouts.runtime import Workbench, open_workbench
+from tinylora.rollouts.replies import Reply
+from tinylora.rollouts.runtime import Runtime, open_runtime
 from tinylora.tasks.base import Item, ScorerError, Task
 
 ITEMS = ByteTask(size=7).items("train")
@@ -44,10 +44,10 @@ def test_the_order_resumes_at_any_position(position: int) -> None:
 # --- rewards ---
 
 
-def result(stopped: bool = True, **scores: float) -> ItemResult:
+def result(stopped: bool = True, **scores: float) -> Reply:
     scores = {"strict": 1.0, "value_only": 0.5} | scores
     strict = scores["strict"] if stopped else 0.0
-    return ItemResult("0123456789abcdef", "1+1?", "2", "two", strict, scores["value_only"], stopped, 3, scores)
+    return Reply("0123456789abcdef", "1+1?", "2", "two", strict, scores["value_only"], stopped, 3, scores)
 
 
 def config(weights: dict[str, float], truncated: str = "zero") -> RunConfig:
@@ -119,29 +119,29 @@ class Right(ByteTask):
 
 
 @pytest.fixture
-def bench(tiny_folder: Path, fresh_cache: Path) -> Workbench:
+def runtime(tiny_folder: Path, fresh_cache: Path) -> Runtime:
     config = tiny_config(tiny_folder, grpo={"prompts_per_step": 3, "truncated": "zero", "refill_factor": 2.5})
-    return open_workbench(config, task=Right(), say=quiet)
+    return open_runtime(config, task=Right(), say=quiet)
 
 
-def step(bench: Workbench, answers: Sequence[str]) -> tuple[Rollouts, DataOrder, Script]:
-    task: Task | None = bench.task
+def step(runtime: Runtime, answers: Sequence[str]) -> tuple[Rollouts, DataOrder, Script]:
+    task: Task | None = runtime.task
     assert task is not None
     order = DataOrder(task.items("train"), 0)
-    bench.engine = Script(answers, bench.base)  # type: ignore[assignment]
-    return sample_step(bench, order, bench.adapter.zeros()), order, bench.engine  # type: ignore[return-value]
+    runtime.engine = Script(answers, runtime.base)  # type: ignore[assignment]
+    return sample_step(runtime, order, runtime.adapter.zeros()), order, runtime.engine  # type: ignore[return-value]
 
 
-def test_a_step_without_equal_rewards_samples_no_more_than_it_needs(bench: Workbench) -> None:
-    rollouts, order, engine = step(bench, ["yes|no"])
+def test_a_step_without_equal_rewards_samples_no_more_than_it_needs(runtime: Runtime) -> None:
+    rollouts, order, engine = step(runtime, ["yes|no"])
     assert len(rollouts.groups) == len(rollouts.sampled) == order.position == 3
     assert [request.key for request in engine.asked] == [0, 1, 2]
     assert all(request.num_samples == 2 for request in engine.asked)
     assert all(group.rewards == [1.0, 0.0] for group in rollouts.groups)
 
 
-def test_groups_of_equal_rewards_are_replaced(bench: Workbench) -> None:
-    rollouts, order, _ = step(bench, ["yes|no", "no|no", "yes|yes", "no|no", "no|yes", "yes|no"])
+def test_groups_of_equal_rewards_are_replaced(runtime: Runtime) -> None:
+    rollouts, order, _ = step(runtime, ["yes|no", "no|no", "yes|yes", "no|no", "no|yes", "yes|no"])
     assert [group.has_variance for group in rollouts.sampled] == [True, False, False, False, True, True]
     assert [group.has_variance for group in rollouts.groups] == [True, True, True]
     assert order.position == 6
@@ -150,21 +150,21 @@ def test_groups_of_equal_rewards_are_replaced(bench: Workbench) -> None:
     assert len({group.item.id for group in rollouts.sampled[:5]}) == 5
 
 
-def test_refill_ends_at_its_cap_and_fills_up_with_what_there_is(bench: Workbench) -> None:
-    rollouts, order, _ = step(bench, ["no|no", "no|no", "no|no", "no|no", "yes|no", "no|no", "yes|yes"])
+def test_refill_ends_at_its_cap_and_fills_up_with_what_there_is(runtime: Runtime) -> None:
+    rollouts, order, _ = step(runtime, ["no|no", "no|no", "no|no", "no|no", "yes|no", "no|no", "yes|yes"])
     assert len(rollouts.sampled) == order.position == 7  # floor(2.5 x 3)
     assert [group.has_variance for group in rollouts.groups] == [True, False, False]
     assert rollouts.groups[0] is rollouts.sampled[4]
 
 
-def test_the_cap_of_1_samples_once(bench: Workbench) -> None:
-    bench.config = replace(bench.config, grpo=replace(bench.config.grpo, refill_factor=1.0))
-    rollouts, order, _ = step(bench, ["no|no"])
+def test_the_cap_of_1_samples_once(runtime: Runtime) -> None:
+    runtime.config = replace(runtime.config, grpo=replace(runtime.config.grpo, refill_factor=1.0))
+    rollouts, order, _ = step(runtime, ["no|no"])
     assert len(rollouts.groups) == len(rollouts.sampled) == order.position == 3
     assert not any(group.has_variance for group in rollouts.groups)
 
 
-def test_a_scorer_that_raises_stops_the_step_with_the_item(bench: Workbench) -> None:
+def test_a_scorer_that_raises_stops_the_step_with_the_item(runtime: Runtime) -> None:
     message = r"RuntimeError: cannot score this .*question 'qtr\d', answer 'even', reply '!'"
     with pytest.raises(ScorerError, match=message):
-        step(bench, ["yes|no", "no|!"])
+        step(runtime, ["yes|no", "no|!"])

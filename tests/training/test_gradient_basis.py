@@ -13,7 +13,7 @@ from tinylora.adapter.attach import attach, linear_maps
 from tinylora.adapter.config import AdapterConfig
 from tinylora.errors import UserError
 from tinylora.learner.learner import Learner, Row
-from tinylora.rollouts.runtime import open_workbench
+from tinylora.rollouts.runtime import open_runtime
 from tinylora.store.adapter import open_adapter
 from tinylora.tasks.base import Item
 from tinylora.training.gradient_basis import _orthogonal, gradient_directions
@@ -63,12 +63,12 @@ def test_a_run_keeps_its_basis_and_resumes(tiny_folder: Path, tmp_path: Path, fr
     assert torch.equal(resume(half.run, ["train.steps=4"], task=ByteTask(), say=quiet).v, whole.v)
     assert whole.v.any() and not (whole.run / "adapter.tinylora").exists()
     opened = open_adapter(whole.run)
-    bench = open_workbench(opened.settings(), task=ByteTask(), say=quiet, on=opened)
+    runtime = open_runtime(opened.settings(), task=ByteTask(), say=quiet, on=opened)
     ids = torch.tensor([[11, 12, 13]])
-    with torch.no_grad(), bench.adapter.using(None):
-        base = bench.base.model(ids).logits
-    with torch.no_grad(), bench.adapter.using(opened.v):
-        assert (bench.base.model(ids).logits - base).abs().max() > 1e-3
+    with torch.no_grad(), runtime.adapter.using(None):
+        base = runtime.base.model(ids).logits
+    with torch.no_grad(), runtime.adapter.using(opened.v):
+        assert (runtime.base.model(ids).logits - base).abs().max() > 1e-3
     with pytest.raises(UserError, match="brings factors of its own"):
         opened.to_portable()
     (whole.run / "basis.safetensors").unlink()
@@ -82,7 +82,7 @@ def test_the_basis_has_the_directions_of_the_runs_own_batch(
     done = start(tiny_folder, tmp_path, adapter={"basis": "gradient"}, train={"steps": 1})
     explicit = open_adapter(done.run).explicit
     assert explicit is not None
-    svd = open_workbench(tiny_config(tiny_folder), task=ByteTask(), say=quiet).adapter
+    svd = open_runtime(tiny_config(tiny_folder), task=ByteTask(), say=quiet).adapter
     for path, module in explicit.modules.items():
         assert torch.equal(module.S, svd.factors[path].S.double())  # type: ignore[attr-defined]
         # The weight's own directions are others.

@@ -15,12 +15,13 @@ from tinylora.adapter.config import AdapterConfig
 from tinylora.config.run import GrpoConfig, OptimConfig, RunConfig, TrainConfig
 from tinylora.errors import UserError
 from tinylora.generation.transformers_backend import TransformersEngine
-from tinylora.generation.types import Completion, Request, SamplingParams
+from tinylora.generation.types import Request, SamplingParams
 from tinylora.learner.learner import Learner, Row
 from tinylora.rollouts.groups import Group
-from tinylora.rollouts.replies import ItemResult
+from tinylora.rollouts.replies import Reply
 from tinylora.tasks.base import Item
-from tinylora.training.grpo import grpo_step, learning_rate, make_optimizer
+from tinylora.training.grpo import grpo_step
+from tinylora.training.update import learning_rate, make_optimizer
 
 START = np.array([[0.3, -0.2]])
 
@@ -59,21 +60,11 @@ def group(rewards: list[float], tokens: list[tuple[int, ...]], stopped: Sequence
     """Completions sampled at START, up to `gap`."""
     prompt = (5, 6, 7)
     ended = list(stopped) or [True] * len(tokens)
-    completions, results = [], []
+    replies = []
     for i, ids in enumerate(tokens):
         logprobs = tuple(float(x) for x in numpy_logprobs(Row(0, prompt, ids), START) + gap)
-        completions.append(
-            Completion(
-                request_index=0,
-                sample_index=i,
-                token_ids=ids,
-                finish_reason="stop" if ended[i] else "length",
-                logprobs=logprobs,
-                sampling_logprobs=logprobs,
-            )
-        )
-        results.append(ItemResult("0", "q", "a", "t", 0.0, 0.0, ended[i], len(ids), {}))
-    return Group(Item("0", "q", "a"), prompt, completions, results, rewards)
+        replies.append(Reply("0", "q", "a", "t", 0.0, 0.0, ended[i], len(ids), {}, token_ids=ids, logprobs=logprobs))
+    return Group(Item("0", "q", "a"), prompt, replies, rewards)
 
 
 GROUPS = [
@@ -104,12 +95,12 @@ def numpy_step(groups: list[Group], settings: RunConfig, updates: int = 1) -> tu
     rows, advantages, old, sampler, trained = [], [], [], [], []
     for number, one in enumerate(groups):
         r = np.array(one.rewards)
-        for i, c in enumerate(one.completions):
+        for i, c in enumerate(one.replies):
             rows.append(Row(number, one.prompt_ids, c.token_ids))
             advantages.append((r[i] - r.mean()) / (r.std(ddof=1) + 1e-4) if r.max() > r.min() else 0.0)
             old.append(numpy_logprobs(rows[-1], START))
             sampler.append(np.array(c.logprobs))
-            trained.append(c.finish_reason == "stop" or grpo.truncated != "mask")
+            trained.append(c.stopped or grpo.truncated != "mask")
     total = sum(len(row.token_ids) for row, t in zip(rows, trained, strict=True) if t)
 
     def loss(v: np.ndarray) -> float:
@@ -243,7 +234,7 @@ def test_the_rate_rises_over_the_warm_up() -> None:
 
 @pytest.mark.parametrize("gap", [float("nan"), -float("inf")])
 def test_a_loss_that_is_not_finite_leaves_v_as_it_was(gap: float) -> None:
-    broken = replace(GROUPS[0], completions=[*group([1, 0, 0], [(11, 12, 13), (14,), (15, 16)], gap=gap).completions])
+    broken = replace(GROUPS[0], replies=group([1, 0, 0], [(11, 12, 13), (14,), (15, 16)], gap=gap).replies)
     v = torch.tensor(START, dtype=torch.float32, requires_grad=True)
     optimizer = make_optimizer(v, config())
     with pytest.raises(UserError, match=r"step 4: .* v is kept as it was"):
@@ -273,8 +264,10 @@ def test_a_step_raises_what_was_rewarded_on_a_real_model(tiny_llama: PreTrainedM
     prompt = (40, 41, 42)
     request = Request(prompt_ids=prompt, params=SamplingParams(max_new_tokens=5), num_samples=3, v=v.detach().clone())
     found = engine.generate([request])
-    results = [ItemResult("0", "q", "a", "t", 0.0, 0.0, True, 5, {}) for _ in found]
-    one = Group(Item("0", "q", "a"), prompt, found, results, [1.0, 0.0, 0.0])
+    replies = [
+        Reply("0", "q", "a", "t", 0.0, 0.0, True, 5, {}, token_ids=c.token_ids, logprobs=c.logprobs) for c in found
+    ]
+    one = Group(Item("0", "q", "a"), prompt, replies, [1.0, 0.0, 0.0])
 
     def likelihoods(vector: Tensor) -> Tensor:
         with torch.no_grad():

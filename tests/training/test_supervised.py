@@ -12,22 +12,21 @@ from tiny_tokenizer import CHAT_TEMPLATE
 from transformers import AutoModelForCausalLM
 
 from tinylora.errors import UserError
-from tinylora.generation.types import Completion
 from tinylora.learner.learner import Learner
 from tinylora.rollouts.groups import Group
 from tinylora.rollouts.order import DataOrder
-from tinylora.rollouts.replies import ItemResult
-from tinylora.rollouts.runtime import open_workbench
+from tinylora.rollouts.replies import Reply
+from tinylora.rollouts.runtime import open_runtime
 from tinylora.tasks.base import Item, Message, Split
-from tinylora.training.grpo import make_optimizer
+from tinylora.training.rft import right_rows
 from tinylora.training.sft import (
     check_references,
     reference_reply,
     reference_rows,
-    right_rows,
-    supervised_step,
 )
+from tinylora.training.supervised import supervised_step
 from tinylora.training.train import resume
+from tinylora.training.update import make_optimizer
 
 
 class EchoTask:
@@ -70,14 +69,14 @@ def test_the_target_is_written_from_the_item() -> None:
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_replies(tiny_folder: Path, fresh_cache: Path) -> None:
-    bench = open_workbench(
+    runtime = open_runtime(
         tiny_config(tiny_folder, train={"algorithm": "sft", "micro_batch_tokens": 40}), task=EchoTask(), say=quiet
     )
-    rows = reference_rows(bench, DataOrder(EchoTask().items("train"), 0))
+    rows = reference_rows(runtime, DataOrder(EchoTask().items("train"), 0))
     assert len(rows) == 4  # prompts_per_step x group_size
-    v = bench.adapter.zeros().requires_grad_()
-    learner = Learner(bench.base.model, bench.adapter, pad_token_id=bench.base.pad_token_id)
-    done = supervised_step(learner, rows, v, make_optimizer(v, bench.config), bench.config, 0)
+    v = runtime.adapter.zeros().requires_grad_()
+    learner = Learner(runtime.base.model, runtime.adapter, pad_token_id=runtime.base.pad_token_id)
+    done = supervised_step(learner, rows, v, make_optimizer(v, runtime.config), runtime.config, 0)
 
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
     total, tokens = 0.0, 0
@@ -88,9 +87,9 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_replies(tiny_folder: Path, fr
         with torch.no_grad():
             total += float(model(ids, labels=labels).loss) * len(row.token_ids)
         tokens += len(row.token_ids)
-        text = bench.base.tokenizer.decode(row.token_ids[:-1])
+        text = runtime.base.tokenizer.decode(row.token_ids[:-1])
         assert len(text) == 2 and text[0] == text[1]
-        assert row.token_ids[-1] == bench.base.stop_token_ids[0]
+        assert row.token_ids[-1] == runtime.base.stop_token_ids[0]
     assert done.loss == pytest.approx(total / tokens, rel=1e-4)
     assert done.tokens == tokens
     assert v.detach().abs().min() > 0  # Adam has moved every number
@@ -102,11 +101,11 @@ def test_a_reply_ends_with_the_token_that_ends_a_turn(tiny_folder: Path, fresh_c
 
     def ends(template: str | None, stops: tuple[int, ...], chat: bool = True) -> set[int]:
         config = tiny_config(tiny_folder, train={"algorithm": "sft"}, prompt={"chat": chat})
-        bench = open_workbench(config, task=EchoTask(), say=quiet)
-        bench.base.tokenizer.chat_template = template
-        bench.base = replace(bench.base, stop_token_ids=stops, has_chat_template=template is not None)
-        check_references(bench, quiet)
-        return {row.token_ids[-1] for row in reference_rows(bench, DataOrder(EchoTask().items("train"), 0))}
+        runtime = open_runtime(config, task=EchoTask(), say=quiet)
+        runtime.base.tokenizer.chat_template = template
+        runtime.base = replace(runtime.base, stop_token_ids=stops, has_chat_template=template is not None)
+        check_references(runtime, quiet)
+        return {row.token_ids[-1] for row in reference_rows(runtime, DataOrder(EchoTask().items("train"), 0))}
 
     eos, end_of_turn = 0, 2  # <|endoftext|>, <|im_end|>
     assert ends(CHAT_TEMPLATE, (eos, end_of_turn)) == {end_of_turn}
@@ -159,18 +158,12 @@ def test_controls_are_rewards_and_need_grpo(tiny_folder: Path) -> None:
 
 
 def _group(texts: Sequence[tuple[str, float, bool]]) -> Group:
-    completions, results = [], []
-    for index, (text, strict, stopped) in enumerate(texts):
-        ids = tuple(text.encode())
-        finish = "stop" if stopped else "length"
-        zeros = (0.0,) * len(ids)
-        completions.append(
-            Completion(request_index=0, sample_index=index, token_ids=ids, finish_reason=finish,  # type: ignore[arg-type]
-                       logprobs=zeros, sampling_logprobs=zeros)
-        )  # fmt: skip
-        results.append(ItemResult(item_id="i", question="q", answer="a", text=text, strict=strict, value_only=strict,
-                                  stopped=stopped, num_tokens=len(ids), scores={}, answered=True))  # fmt: skip
-    return Group(Item("i", "q", "a"), (1, 2), completions, results, [one[1] for one in texts])
+    replies = [
+        Reply(item_id="i", question="q", answer="a", text=text, strict=strict, value_only=strict, stopped=stopped,
+              num_tokens=len(text), scores={}, answered=True, token_ids=tuple(text.encode()))
+        for text, strict, stopped in texts
+    ]  # fmt: skip
+    return Group(Item("i", "q", "a"), (1, 2), replies, [one[1] for one in texts])
 
 
 def test_rft_learns_each_right_and_finished_reply_once() -> None:
@@ -183,7 +176,7 @@ def test_rft_learns_each_right_and_finished_reply_once() -> None:
 def test_rft_samples_from_the_untrained_model(
     tiny_folder: Path, tmp_path: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tinylora.training import train as module
+    from tinylora.training import rft as module
 
     seen = []
     real = module.sample_step

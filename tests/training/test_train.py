@@ -16,22 +16,25 @@ from scipy.stats import binomtest
 from tiny_run import STEPS, ByteTask, metrics_of, quiet, start, tiny_config
 from transformers import PreTrainedModel
 
-import tinylora.evaluation.final as final_module
+import tinylora.training.grpo as grpo_module
+import tinylora.training.loop as loop_module
 import tinylora.training.train as train_module
 from tinylora.errors import UserError
-from tinylora.evaluation.final import random_vectors
+from tinylora.evaluation.conditions import random_vectors
 from tinylora.evaluation.lengths import random_label, randoms_in_words
 from tinylora.evaluation.verdict import format_result, verdict
 from tinylora.generation.native.engine import NativeEngine
 from tinylora.models.bases import remember
-from tinylora.rollouts.answers import evaluate
 from tinylora.rollouts.prompts import prompt_candidates
+from tinylora.rollouts.runtime import Runtime
 from tinylora.store.adapter_file import load_vector
 from tinylora.store.run_folder import RunFolder
 from tinylora.system.jsonl import read_jsonl
 from tinylora.tasks.base import Item, Split
+from tinylora.training.metrics import MetricsWriter
 from tinylora.training.train import TrainResult, resume, train
 
+answer = Runtime.answer
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 
@@ -85,13 +88,13 @@ def test_equal_seeds_give_equal_bits_and_another_seed_does_not(tiny_folder: Path
 @pytest.mark.parametrize(
     ("owner", "name", "call", "checkpoint_every"),
     [
-        (train_module, "grpo_step", 2, 3),  # before the first checkpoint
-        (train_module.MetricsWriter, "log", 5, 1),
-        (train_module, "sample_step", 1, 1),
-        (train_module, "grpo_step", 5, 3),
-        (train_module, "_log_samples", 4, 1),
-        (train_module, "_validate", 3, 3),
-        (train_module.MetricsWriter, "log", 9, 3),
+        (grpo_module, "grpo_step", 2, 3),  # before the first checkpoint
+        (MetricsWriter, "log", 5, 1),
+        (grpo_module, "sample_step", 1, 1),
+        (grpo_module, "grpo_step", 5, 3),
+        (loop_module, "_log_samples", 4, 1),
+        (loop_module, "_validate", 3, 3),
+        (MetricsWriter, "log", 9, 3),
         (RunFolder, "save_checkpoint", 3, 3),  # the step's lines are written, its checkpoint is not
         (train_module, "save_vector", 1, 3),  # all steps are done
     ],
@@ -178,7 +181,7 @@ def test_fewer_steps_than_planned_end_a_run_early(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        crash_at(patch, train_module, "grpo_step", 4)
+        crash_at(patch, grpo_module, "grpo_step", 4)
         with pytest.raises(Crash):
             start(tiny_folder, tmp_path / "runs", train={"steps": 9})
     short = resume(only_run(tmp_path / "runs"), ["train.steps=3"], task=ByteTask(), say=quiet)
@@ -392,18 +395,17 @@ def test_the_final_evaluation_gives_each_condition_its_vector(
     seen: list[tuple[str, Any, float, int]] = []
     lengths: list[float] = []
 
-    def recording(engine: Any, base: Any, task: Any, items: Any, **options: Any) -> Any:
-        v = options["v"]
+    def recording(self: Runtime, items: Any, v: Any, **options: Any) -> Any:
         kind = "base" if v is None else "tuned" if v.flatten().tolist() == trained() else "random"
         if kind == "random":
             lengths.append(float(v.norm()) / float(np.linalg.norm(trained())))
-        seen.append((kind, items[0].question[1:3], options.get("temperature", 0.0), options["max_new_tokens"]))
-        return evaluate(engine, base, task, items, **options)
+        seen.append((kind, items[0].question[1:3], options.get("temperature", 0.0), options.get("max_new_tokens") or 4))
+        return answer(self, items, v, **options)
 
     def trained() -> list[float]:
         return list(read_jsonl(only_run(tmp_path / "runs") / "metrics.jsonl"))[-1]["v"]
 
-    monkeypatch.setattr(final_module, "evaluate", recording)
+    monkeypatch.setattr(Runtime, "answer", recording)
     settings = {"num_test": 2, "random_vectors": 5}
     found = start(tiny_folder, tmp_path / "runs", train={"steps": 1}, eval=settings, generation={"temperature": 0.7})
     assert seen == [
@@ -447,9 +449,9 @@ def test_a_final_evaluation_that_is_killed_goes_on_where_it_was(
         calls += 1
         if calls == call:
             raise Crash
-        return evaluate(*args, **options)
+        return answer(*args, **options)
 
-    monkeypatch.setattr(final_module, "evaluate", counted)
+    monkeypatch.setattr(Runtime, "answer", counted)
     with pytest.raises(Crash):
         start(tiny_folder, tmp_path / "runs", train={"steps": 1}, eval=settings)
     run = only_run(tmp_path / "runs")

@@ -94,13 +94,8 @@ class AttachedAdapter:
         """A detached copy of v."""
         return self.vector.value.detach().clone()
 
-    def write(self, v: Tensor | None) -> None:
-        """Set v: (groups, u) for all rows, (rows, groups, u) for one per row, None for zero.
-
-        Raises: UserError if the shape is wrong or a number is not finite.
-        """
-        if v is None:
-            v = self.zeros()
+    def check_shape(self, v: Tensor) -> None:
+        """Raises: UserError unless v is (groups, u) or (rows, groups, u), and every number finite."""
         expected = self.shape
         if tuple(v.shape[-2:]) != expected or v.dim() not in (2, 3):
             raise UserError(
@@ -108,6 +103,15 @@ class AttachedAdapter:
             )
         if not torch.isfinite(v.detach()).all():
             raise UserError("the adapter vector holds a number that is not finite; nothing was changed")
+
+    def write(self, v: Tensor | None) -> None:
+        """Set v: (groups, u) for all rows, (rows, groups, u) for one per row, None for zero.
+
+        Raises: UserError if the shape is wrong or a number is not finite.
+        """
+        if v is None:
+            v = self.zeros()
+        self.check_shape(v)
         reference = self.zeros()
         v = v.to(device=reference.device, dtype=reference.dtype)
         parameter = self.model._parameters.get(PARAMETER)

@@ -31,6 +31,9 @@ class Trained(Protocol):
     def read(self) -> Tensor:
         """A detached copy of v."""
 
+    def check_shape(self, v: Tensor) -> None:
+        """Raises: UserError for a wrong shape or a number that is not finite. Nothing is changed."""
+
     def write(self, v: Tensor | None) -> None:
         """Set v; None is zero. Raises: UserError for a wrong shape or a number that is not finite."""
 

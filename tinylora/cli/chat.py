@@ -1,6 +1,5 @@
 """chat: both models answer what is typed."""
 
-import dataclasses
 import io
 import sys
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ def chat(
     """
     from tinylora.evaluation.settings import check_base_kept, settings_for_eval
     from tinylora.generation.types import SamplingParams
-    from tinylora.rollouts.runtime import open_workbench
+    from tinylora.rollouts.runtime import open_runtime
     from tinylora.serving.chat import format_pair, reply_pair
     from tinylora.store.adapter import open_adapter
 
@@ -55,7 +54,7 @@ def chat(
     trained = opened.settings(model)
     config = settings_for_eval(trained, overrides=set_ or [])
     check_base_kept(trained, config)
-    bench = open_workbench(config, task=False, say=say, on=opened, other_base=other_base)
+    runtime = open_runtime(config, task=False, say=say, on=opened, other_base=other_base)
     v = opened.v
     SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)  # refuses what no line can take
     pairs: list[dict[str, Any]] = []
@@ -64,14 +63,14 @@ def chat(
         for line in prompt if prompt is not None else _typed_lines():
             try:
                 pair = reply_pair(
-                    bench, v, line, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, plain=plain
+                    runtime, v, line, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, plain=plain
                 )
             except UserError as error:  # this line cannot be asked; the others can
                 say(f"tinylora: {error}")
                 pairs.append({"prompt": line, "error": str(error)})
                 failed = True
                 continue
-            pairs.append(dataclasses.asdict(pair))
+            pairs.append(pair.to_json())
             if not as_json:
                 print(format_pair(pair) + "\n", flush=True)
     finally:  # also for Ctrl-C

@@ -92,7 +92,7 @@ def eval_(
     from tinylora.evaluation.settings import check_base_kept, check_held_out, other_protocol, settings_for_eval
     from tinylora.evaluation.side_effects import read_text
     from tinylora.evaluation.verdict import format_evidence
-    from tinylora.rollouts.runtime import open_workbench
+    from tinylora.rollouts.runtime import open_runtime
     from tinylora.store.adapter import open_adapter
 
     opened = open_adapter(adapter)
@@ -132,35 +132,36 @@ def eval_(
                 f"{'is' if len(changed) == 1 else 'are'} not as in training; name another folder with --out"
             )
         check_writable(folder / EVIDENCE_FILE)
-        bench = open_workbench(config, say=say, on=opened, other_base=other_base)
-        if opened.run is not None and bench.task is not None:
-            check_held_out(opened.run, config, bench.task.items("test"), say)
-        evidence = gather_evidence(bench, opened, folder, options, say, run=run)
+        runtime = open_runtime(config, say=say, on=opened, other_base=other_base)
+        if opened.run is not None and runtime.task is not None:
+            check_held_out(opened.run, config, runtime.task.items("test"), say)
+        evidence = gather_evidence(runtime, opened, folder, options, say, run=run)
         say(f"saved {folder / EVIDENCE_FILE} and, item by item, {folder / ITEMS_FILE}")
         print_json(evidence) if as_json else print(format_evidence(evidence))
         return
     if also or trained_control or text or out or price is not None:
         raise UserError("--also, --trained-control, --text, --price and --out go with --controls; add it")
-    bench = open_workbench(config, say=say, on=opened, other_base=other_base)
-    if opened.run is not None and bench.task is not None:
-        check_held_out(opened.run, config, bench.task.items("test"), say)
+    runtime = open_runtime(config, say=say, on=opened, other_base=other_base)
+    if opened.run is not None and runtime.task is not None:
+        check_held_out(opened.run, config, runtime.task.items("test"), say)
     if samples != 1:
         if rounded:
             raise UserError("--samples compares with the untrained model; leave --rounded out")
         sampled = compare_samples(
-            bench, opened.v, label=opened.label, num_samples=samples, temperature=temperature or 1.0,
+            runtime, opened.v, label=opened.label, num_samples=samples, temperature=temperature or 1.0,
             num_items=num_items, seed=seed, say=say,
         )  # fmt: skip
         print_json({"model": config.model.name, **sampled.to_json()}) if as_json else print(sampled.text())
         return
     sides = (opened.v, opened.rounded("bfloat16").v) if rounded else (None, opened.v)
     compared = compare(
-        bench, sides[1], label=opened.label, against=sides[0], num_items=num_items, temperature=temperature, seed=seed,
-        untrained=untrained, base_id=base_id(bench) if untrained else "", say=say,
+        runtime, sides[1], label=opened.label, against=sides[0], num_items=num_items, temperature=temperature,
+        seed=seed, untrained=untrained, base_id=base_id(runtime) if untrained else "", say=say,
     )  # fmt: skip
     if as_json:
         print_json({"model": config.model.name, "adapter": opened.label, **compared.to_json()})
     else:
         print(compared.text())
     if items is not None:
-        write_items(items, {"untrained": compared.base, "adapter": compared.tuned}, {"protocol": compared.protocol})
+        sides_of = {"untrained": compared.untrained, "adapter": compared.adapter}
+        write_items(items, sides_of, {"protocol": compared.protocol})

@@ -57,7 +57,7 @@ def inspect(
     from tinylora.evaluation.landscape import landscape as scan
     from tinylora.models.names import resolve_name
     from tinylora.planning.inspection import inspect_shapes, inspect_weights
-    from tinylora.rollouts.runtime import open_workbench
+    from tinylora.rollouts.runtime import open_runtime
     from tinylora.store.adapter import is_adapter, open_adapter
     from tinylora.store.describe import describe_json, describe_text
 
@@ -80,15 +80,15 @@ def inspect(
     if not weights:
         print_inspection(config, *inspect_shapes(config, say), as_json=as_json)
         return
-    bench = open_workbench(config, task=landscape, say=say)
+    runtime = open_runtime(config, task=landscape, say=say)
     if landscape:
-        rows = scan(bench, _numbers(norms), vectors, items, seed, say)
+        rows = scan(runtime, _numbers(norms), vectors, items, seed, say)
         if as_json:
             print_json({"model": model, "recipe": name, "rows": [dataclasses.asdict(row) for row in rows]})
         else:
             print(format_landscape(rows))
         return
-    print_inspection(bench.config, *inspect_weights(bench, say), as_json=as_json)
+    print_inspection(runtime.config, *inspect_weights(runtime, say), as_json=as_json)
 
 
 def _numbers(text: str) -> list[float]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tinylora.adapter.config import AdapterConfig
+from tinylora.config.algorithms import ALGORITHMS, AlgorithmName
 from tinylora.config.method import MethodConfig
 from tinylora.errors import require, require_at_least
 from tinylora.tasks.config import PromptConfig, TaskConfig
@@ -138,7 +139,7 @@ class OptimConfig:
 class TrainConfig:
     """Length, seed and memory of a run."""
 
-    algorithm: Literal["grpo", "sft", "rft"] = "grpo"
+    algorithm: AlgorithmName = "grpo"
     """grpo; sft on reference solutions (sft.target); rft on the untrained model's own right replies. A step of each has
     prompts_per_step x group_size replies; rft keeps those that are right."""
     steps: int = 100
@@ -166,7 +167,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         only = "none unless train.algorithm is grpo (it is a reward)"
-        require(self.algorithm == "grpo" or self.control == "none", "train.control", only, self.control)
+        is_rewarded = ALGORITHMS[self.algorithm].is_reinforcement
+        require(is_rewarded or self.control == "none", "train.control", only, self.control)
         require_at_least(1, "train", self, "steps", "liveness_every")
         require_at_least(0, "train", self, "num_threads", "micro_batch_tokens")
         finite = 0 < self.memory_budget_gib < math.inf

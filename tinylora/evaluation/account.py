@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.rollouts.replies import ItemResult
+from tinylora.rollouts.replies import Reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def completions_sampled(metrics: Sequence[Mapping[str, Any]], group_size: int) -
 
 
 def evaluation_account(
-    results: Sequence[ItemResult], *, prompt_tokens: int | None, seconds: float | None, cpu_seconds: float | None,
+    results: Sequence[Reply], *, prompt_tokens: int | None, seconds: float | None, cpu_seconds: float | None,
     parameters: int, device: str,
 ) -> Account:  # fmt: skip
     """What it cost to answer some items."""

@@ -16,9 +16,8 @@ from tinylora.evaluation.items import read_untrained, write_items
 from tinylora.evaluation.protocol import protocol_of
 from tinylora.evaluation.statistics.paired import PairedResult, Share, paired_result
 from tinylora.models.fingerprint import identify
-from tinylora.rollouts.answers import evaluate
-from tinylora.rollouts.replies import ItemResult
-from tinylora.rollouts.runtime import Workbench
+from tinylora.rollouts.replies import Reply
+from tinylora.rollouts.runtime import Runtime
 from tinylora.talk import Say
 
 MEASURES = ("strict", "value_only", "stopped")
@@ -34,8 +33,8 @@ class Comparison:
     strict: PairedResult
     value_only: PairedResult
     stopped: PairedResult
-    base: tuple[ItemResult, ...]
-    tuned: tuple[ItemResult, ...]
+    untrained: tuple[Reply, ...]
+    adapter: tuple[Reply, ...]
     names: tuple[str, str] = ("untrained", "adapter")
     protocol: str = ""
     """Hash of all that decides a score besides the model (`evaluation/protocol.py`)."""
@@ -43,11 +42,11 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Everything that `text` prints, for machines; not the items."""
         measures = {name: _measure_json(getattr(self, name)) for name in MEASURES}
-        mean_tokens = {"base": _mean_tokens(self.base), "tuned": _mean_tokens(self.tuned)}
+        mean_tokens = {"base": _mean_tokens(self.untrained), "tuned": _mean_tokens(self.adapter)}
         return {
             "compared": self.headline,
             "sides": list(self.names),
-            "num_items": len(self.base),
+            "num_items": len(self.untrained),
             "protocol": self.protocol,
             **measures,
             "mean_tokens": mean_tokens,
@@ -64,21 +63,20 @@ class Comparison:
                 f"{100 * result.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}); {result.won} won, "
                 f"{result.lost} lost, p = {result.p_value:.2g}"
             )
-        lines.append(
-            f"{'tokens':<11} {_mean_tokens(self.base):<30.1f} {_mean_tokens(self.tuned):<30.1f} mean, stop included"
-        )
+        tokens = _mean_tokens(self.untrained), _mean_tokens(self.adapter)
+        lines.append(f"{'tokens':<11} {tokens[0]:<30.1f} {tokens[1]:<30.1f} mean, stop included")
         lines.append("shares with 95 % Wilson intervals, differences with Newcombe's, p by exact McNemar, two-sided")
         return "\n".join(lines)
 
 
-def base_id(bench: Workbench) -> str:
+def base_id(runtime: Runtime) -> str:
     """The fingerprint of the model that is loaded, which `--other-base` lets be another than the adapter's."""
-    with bench.adapter.using(None):  # of the base alone, without a method's layers
-        return identify(bench.base.model, bench.base.files).fingerprint.hex()
+    with runtime.adapter.using(None):  # of the base alone, without a method's layers
+        return identify(runtime.base.model, runtime.base.files).fingerprint.hex()
 
 
 def compare(
-    bench: Workbench,
+    runtime: Runtime,
     v: Tensor,
     *,
     label: str | Path,
@@ -99,12 +97,10 @@ def compare(
     Raises: UserError if v does not fit the model, the task has no such items, a scorer fails, or the file holds the
     replies of something else.
     """
-    assert bench.task is not None
-    bench.adapter.write(v)  # refuses a wrong shape before anything is generated
-    bench.adapter.write(None)
+    runtime.adapter.check_shape(v)
     check_num_items(num_items)
-    config = bench.config
-    every = bench.task.items("test")
+    config = runtime.config
+    every = runtime.task.items("test")
     items = every[: num_items or config.eval.num_test or len(every)]
     how = "greedy" if temperature == 0 else f"sampled at temperature {temperature:g} (seed {seed})"
     sides = f"the untrained {config.model.name} with {label}"
@@ -112,39 +108,26 @@ def compare(
         sides = f"{label} on {config.model.name} with itself, rounded (|change of v| {float((v - against).norm()):.2g})"
     headline = (
         f"comparing {sides} ({v.numel():,} trained numbers, "
-        f"|v| {float(v.norm()):.3g}) on the same {len(items):,} test items of {bench.task.name}, {how}, at most "
+        f"|v| {float(v.norm()):.3g}) on the same {len(items):,} test items of {runtime.task.name}, {how}, at most "
         f"{config.generation.max_new_tokens} tokens"
     )
     say(headline)
 
-    def run(vector: Tensor | None, who: str) -> tuple[ItemResult, ...]:
-        results = evaluate(
-            bench.engine,
-            bench.base,
-            bench.task,  # type: ignore[arg-type]
-            items,
-            v=vector,
-            max_new_tokens=config.generation.max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            chat=config.prompt.chat,
-            stop_strings=config.generation.stop_strings,
-            on_progress=lambda done, total: say(f"{who}: {done}/{total} items"),
-        )
-        return tuple(results)
+    def run(vector: Tensor | None, who: str) -> tuple[Reply, ...]:
+        progress = lambda done, total: say(f"{who}: {done}/{total} items")  # noqa: E731
+        return tuple(runtime.answer(items, vector, temperature=temperature, seed=seed, on_progress=progress))
 
     names = ("untrained", "adapter") if against is None else ("adapter", "rounded")
-    protocol = protocol_of(config, bench.task, items, temperature=temperature, seed=seed)
+    protocol = protocol_of(config, runtime.task, items, temperature=temperature, seed=seed)
     # The engine and the dtype round differently, so replies of another one are no partner in a paired comparison.
-    about = {"protocol": protocol, "base": base_id, "engine": bench.engine.name, "dtype": config.model.dtype}
+    about = {"protocol": protocol, "base": base_id, "engine": runtime.engine.name, "dtype": config.model.dtype}
     kept = read_untrained(untrained, about) if untrained is not None else None
     if kept is not None:
         say(f"the untrained model's replies are taken from {untrained}")
-    base = kept or run(against, names[0])
+    first = kept or run(against, names[0])
     if untrained is not None and kept is None:  # before the adapter answers: other evaluations wait for it
-        write_items(untrained, {"untrained": base}, about)
-    tuned = run(v, names[1])
-    return replace(from_results(headline, base, tuned), names=names, protocol=protocol)
+        write_items(untrained, {"untrained": first}, about)
+    return replace(from_results(headline, first, run(v, names[1])), names=names, protocol=protocol)
 
 
 def check_num_items(num_items: int) -> None:
@@ -153,13 +136,13 @@ def check_num_items(num_items: int) -> None:
         raise UserError(f"--num-items must be at least 1, or 0 for the recipe's own number, got {num_items}")
 
 
-def from_results(headline: str, base: Sequence[ItemResult], tuned: Sequence[ItemResult]) -> Comparison:
+def from_results(headline: str, untrained: Sequence[Reply], adapter: Sequence[Reply]) -> Comparison:
     """The comparison of two lists of results. Raises: UserError if they are not of the same items in the same order."""
-    if [r.item_id for r in base] != [r.item_id for r in tuned]:
+    if [r.item_id for r in untrained] != [r.item_id for r in adapter]:
         raise UserError("a paired comparison needs the same items in the same order on both sides")
 
     def paired(name: str) -> PairedResult:
-        before, after = ([float(getattr(r, name)) >= 1.0 for r in side] for side in (base, tuned))
+        before, after = ([float(getattr(r, name)) >= 1.0 for r in side] for side in (untrained, adapter))
         return paired_result(before, after)
 
     return Comparison(
@@ -167,8 +150,8 @@ def from_results(headline: str, base: Sequence[ItemResult], tuned: Sequence[Item
         strict=paired("strict"),
         value_only=paired("value_only"),
         stopped=paired("stopped"),
-        base=tuple(base),
-        tuned=tuple(tuned),
+        untrained=tuple(untrained),
+        adapter=tuple(adapter),
     )
 
 
@@ -177,7 +160,7 @@ def _share(share: Share) -> str:
     return f"{share.correct}/{share.total} = {100 * share.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _mean_tokens(results: Sequence[ItemResult]) -> float:
+def _mean_tokens(results: Sequence[Reply]) -> float:
     return sum(r.num_tokens for r in results) / len(results)
 
 

@@ -8,14 +8,13 @@ Per-item answers are in evidence_items.jsonl, from which every number here can b
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from tinylora.adapter.attach import linear_shapes
-from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.evaluation.account import (
     Account,
@@ -36,15 +35,14 @@ from tinylora.evaluation.statistics.power import adjusted_p_values, smallest_eff
 from tinylora.evaluation.statistics.scores import repetition
 from tinylora.evaluation.statistics.split_gain import split_gain
 from tinylora.evaluation.verdict import MOST_NUMBERS, evidence_verdict
-from tinylora.models.load import encode_prompt
-from tinylora.rollouts.answers import evaluate
-from tinylora.rollouts.replies import ItemResult, mean
-from tinylora.rollouts.runtime import Workbench
+from tinylora.rollouts.prompts import prompt_candidates
+from tinylora.rollouts.replies import Reply, mean
+from tinylora.rollouts.runtime import Runtime
 from tinylora.store.adapter import Adapter
 from tinylora.system.files import write_atomically
 from tinylora.system.jsonl import read_jsonl
 from tinylora.talk import Say
-from tinylora.tasks.base import Item, Task
+from tinylora.tasks.base import Item
 from tinylora.tasks.build import build_task
 
 FORMAT = 1
@@ -76,7 +74,7 @@ class EvidenceOptions:
 
 
 def gather_evidence(
-    bench: Workbench, adapter: Adapter, folder: Path, options: EvidenceOptions, say: Say, run: Path | None = None
+    runtime: Runtime, adapter: Adapter, folder: Path, options: EvidenceOptions, say: Say, run: Path | None = None
 ) -> dict[str, Any]:
     """Answer all conditions and write evidence.json into `folder`, which is a run's or any other.
 
@@ -84,14 +82,13 @@ def gather_evidence(
     Raises: UserError for a task without test or validation items, control adapters of another shape, basis or base,
     other tasks that cannot be asked, a failing scorer.
     """
-    config, task, v = bench.config, bench.task, adapter.v
-    assert task is not None
+    config, task, v = runtime.config, runtime.task, adapter.v
     every = task.items("test")
     items = every[: options.num_items or config.eval.num_test or len(every)]
     controls = _named(options.trained)
     for control in controls.values():
         check_control(adapter, control)
-    also = {name: _asked(bench, adapter, name, options.also_items, say) for name in options.also}
+    also = {name: _asked(runtime, adapter, name, options.also_items, say) for name in options.also}
     metrics = read_jsonl(run / "metrics.jsonl") if run is not None else []
     allowed = completions_sampled(metrics, config.grpo.group_size)
     plan = {
@@ -102,14 +99,14 @@ def gather_evidence(
         "completions": allowed,
         "controls": {},  # each is told apart by its own numbers, so that one more does not undo the others
     }
-    answers = Conditions(bench, v, items, Store(folder, plan, say), say)
-    conditions = [answers.untrained(), answers.tuned(), answers.zero(), *answers.randoms(options.random_vectors)]
+    answers = Conditions(runtime, v, items, Store.of_evidence(folder, plan, say), say)
+    conditions = [answers.untrained(), answers.adapter(), answers.zero(), *answers.randoms(options.random_vectors)]
     if allowed:
         conditions += [answers.best_random(allowed), answers.best_shorter(allowed)]
     else:
         say("how many completions training sampled is not known (no metrics.jsonl), so there is no best of N vectors")
-    if (best_prompt := answers.best_prompt()) is not None:
-        conditions.append(best_prompt)
+    if len(prompt_candidates(config)) > 1:
+        conditions.append(answers.best_prompt())
     else:
         say(
             "the recipe names no other prompts (eval.prompts), so the best of several prompts is not among the controls"
@@ -118,8 +115,8 @@ def gather_evidence(
     conditions += [
         answers.trained_control(name, control.v, _control_label(control)) for name, control in controls.items()
     ]
-    side = _side_effects(bench, adapter, conditions, options, also, say)
-    parameters = linear_parameters(linear_shapes(bench.base.model))
+    side = _side_effects(runtime, adapter, conditions, options, also, say)
+    parameters = linear_parameters(linear_shapes(runtime.base.model))
     evidence = assemble(
         conditions,
         meta={
@@ -137,7 +134,7 @@ def gather_evidence(
             "projection_seed": config.adapter.seed,
         },
         side_effects=side,
-        account=_accounts(bench, conditions, metrics, parameters, options.prices),
+        account=_accounts(runtime, conditions, metrics, parameters, options.prices),
         prices=options.prices,
     )  # fmt: skip
     evidence["curve"] = gain_curve(metrics, len(task.items("train")))
@@ -191,12 +188,12 @@ def assemble(
     if not {"untrained", "tuned"} <= set(by_name):
         raise UserError("evidence needs the untrained model and the adapter on the same items")
     untrained, tuned = by_name["untrained"], by_name["tuned"]
-    ids = [result.item_id for result in tuned.results]
+    ids = [result.item_id for result in tuned.replies]
     for condition in conditions:
-        if [result.item_id for result in condition.results] != ids:
+        if [result.item_id for result in condition.replies] != ids:
             raise UserError(f"condition {condition.name} has other items than the adapter; evaluate it again")
     others = [condition for condition in conditions if condition is not tuned]
-    against = {one.name: paired_json(one.results, tuned.results) for one in others}
+    against = {one.name: paired_json(one.replies, tuned.replies) for one in others}
     for name, p in zip(against, adjusted_p_values([one["p_value"] for one in against.values()]), strict=True):
         against[name]["p_adjusted"] = p
     primary = against["untrained"]
@@ -210,20 +207,20 @@ def assemble(
                 "name": one.name,
                 "kind": one.kind,
                 "label": one.label,
-                "strict": share_json(one.results, "strict"),
-                "value_only": share_json(one.results, "value_only"),
-                "stopped": share_json(one.results, "stopped"),
-                "answered": share_json(one.results, "answered"),
-                "length": mean(one.results, "num_tokens"),
-                "repetition": _repetition(one.results),
+                "strict": share_json(one.replies, "strict"),
+                "value_only": share_json(one.replies, "value_only"),
+                "stopped": share_json(one.replies, "stopped"),
+                "answered": share_json(one.replies, "answered"),
+                "length": mean(one.replies, "num_tokens"),
+                "repetition": _repetition(one.replies),
                 "account": priced(one.account, prices).to_json(),
                 "against_tuned": against.get(one.name),
                 "details": one.details,
             }
             for one in conditions
         ],
-        "value_only": paired_json(untrained.results, tuned.results, "value_only"),
-        "gain": asdict(split_gain(untrained.results, tuned.results)),
+        "value_only": paired_json(untrained.replies, tuned.replies, "value_only"),
+        "gain": asdict(split_gain(untrained.replies, tuned.replies)),
         "smallest_effect": {
             "difference": least,
             "power": POWER,
@@ -261,17 +258,17 @@ def _control_label(control: Adapter) -> str:
 
 
 def _side_effects(
-    bench: Workbench,
+    runtime: Runtime,
     adapter: Adapter,
     conditions: Sequence[Condition],
     options: EvidenceOptions,
-    also: "dict[str, _OtherTask]",
+    also: dict[str, tuple[Runtime, Sequence[Item]]],
     say: Say,
 ) -> dict[str, Any]:
     say("KL to the base and perplexity on neutral text")
-    effect = text_effect(bench, adapter.v, options.text or neutral_text())
-    base, tuned = conditions[0].results, conditions[1].results
-    tasks = [_answered(bench, adapter, name, other, say) for name, other in also.items()]
+    effect = text_effect(runtime, adapter.v, options.text or neutral_text())
+    base, tuned = conditions[0].replies, conditions[1].replies
+    tasks = [_forgetting(adapter, name, *other, say) for name, other in also.items()]
     for measure in ("strict", "value_only"):
         adjusted = adjusted_p_values([one[measure]["p_value"] for one in tasks])
         for one, p in zip(tasks, adjusted, strict=True):
@@ -287,43 +284,32 @@ def _side_effects(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _OtherTask:
-    config: RunConfig
-    task: Task
-    items: Sequence[Item]
-
-
-def _asked(bench: Workbench, adapter: Adapter, name: str, num_items: int, say: Say) -> _OtherTask:
-    """Another task and its items, every prompt of them made once: what cannot be asked is known before hours of work.
+def _asked(runtime: Runtime, adapter: Adapter, name: str, num_items: int, say: Say) -> tuple[Runtime, Sequence[Item]]:
+    """The runtime with another task, and its items; every prompt is made once, so that what cannot be asked is known
+    before hours of work.
 
     Raises: UserError for a task that cannot be built, or a prompt that an item does not fit.
     """
-    trained = adapter.run or bench.config
+    trained = adapter.run or runtime.config
     config = settings_for_eval(trained, name, is_bare=True)
     task = build_task(config.task, config.prompt)
     items = task.items("test")[:num_items]
     check_held_out(trained, config, items, say)
+    other = replace(runtime, config=config, task=task)
     for item in items:
-        encode_prompt(bench.base, task.prompt(item), config.prompt.chat)
-    return _OtherTask(config, task, items)
+        other.encode(task.prompt(item))
+    return other, items
 
 
-def _answered(bench: Workbench, adapter: Adapter, name: str, other: _OtherTask, say: Say) -> dict[str, Any]:
-    config, task, items = other.config, other.task, other.items
+def _forgetting(adapter: Adapter, name: str, other: Runtime, items: Sequence[Item], say: Say) -> dict[str, Any]:
     sides = []
     for v, who in ((None, "untrained"), (adapter.v, "adapter")):
-        say(f"{who} on {len(items):,} items of {task.name} (forgetting)")
-        sides.append(
-            evaluate(
-                bench.engine, bench.base, task, items, v=v, max_new_tokens=config.generation.max_new_tokens,
-                chat=config.prompt.chat, seed=config.train.seed, stop_strings=config.generation.stop_strings,
-            )
-        )  # fmt: skip
+        say(f"{who} on {len(items):,} items of {other.task.name} (forgetting)")
+        sides.append(other.answer(items, v, seed=other.config.train.seed))
     return {
         "task": name,
         "num_items": len(items),
-        "protocol": protocol_of(config, task, items),
+        "protocol": protocol_of(other.config, other.task, items),
         "strict": paired_json(sides[0], sides[1], "strict"),
         "value_only": paired_json(sides[0], sides[1], "value_only"),
         "length": {"base": mean(sides[0], "num_tokens"), "tuned": mean(sides[1], "num_tokens")},
@@ -331,14 +317,13 @@ def _answered(bench: Workbench, adapter: Adapter, name: str, other: _OtherTask, 
 
 
 def _accounts(
-    bench: Workbench, conditions: Sequence[Condition], metrics: list[dict[str, Any]], parameters: int, prices: Prices
+    runtime: Runtime, conditions: Sequence[Condition], metrics: list[dict[str, Any]], parameters: int, prices: Prices
 ) -> dict[str, Any]:
-    config = bench.config
-    assert bench.task is not None
+    config = runtime.config
     training = None
     if metrics:
         training = training_account(
-            metrics, num_train=len(bench.task.items("train")), group_size=config.grpo.group_size,
+            metrics, num_train=len(runtime.task.items("train")), group_size=config.grpo.group_size,
             parameters=parameters, device=config.model.device, threads=config.train.num_threads,
             all_weights=config.method.name == "full",
         )  # fmt: skip
@@ -352,5 +337,5 @@ def _accounts(
     }
 
 
-def _repetition(results: Sequence[ItemResult]) -> float:
+def _repetition(results: Sequence[Reply]) -> float:
     return sum(repetition(result.text) for result in results) / len(results)

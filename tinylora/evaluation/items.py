@@ -6,21 +6,18 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.rollouts.replies import ItemResult
+from tinylora.rollouts.replies import FIELDS, Reply
 from tinylora.system.files import NO_ROOM, no_room_is_a_user_error, write_atomically
 
-_FIELDS = tuple(one.name for one in fields(ItemResult))
 
-
-def write_items(path: Path, conditions: Mapping[str, Sequence[ItemResult]], about: Mapping[str, str]) -> None:
+def write_items(path: Path, conditions: Mapping[str, Sequence[Reply]], about: Mapping[str, str]) -> None:
     """Replace the file, atomically. `about` stands in every line, so that a line says what it belongs to."""
     lines = [
-        json.dumps({"condition": name, **about, **asdict(result)}, ensure_ascii=False) + "\n"
+        json.dumps({"condition": name, **about, **result.row()}, ensure_ascii=False) + "\n"
         for name, results in conditions.items()
         for result in results
     ]
@@ -61,22 +58,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and it is made again") from error
-    if not rows or not all(isinstance(row, dict) and {"condition", *_FIELDS} <= set(row) for row in rows):
+    if not rows or not all(isinstance(row, dict) and {"condition", *FIELDS} <= set(row) for row in rows):
         raise UserError(
             f"{path} holds no replies as tinylora eval --items writes them; remove it, or name another file"
         )
     return rows
 
 
-def read_items(path: Path, condition: str) -> list[ItemResult]:
+def read_items(path: Path, condition: str) -> list[Reply]:
     """One condition's replies, in their order. Raises: UserError as `read_rows`, or if there are none."""
     rows = [row for row in read_rows(path) if row["condition"] == condition]
     if not rows:
         raise UserError(f"{path} holds no replies of the condition {condition!r}")
-    return [ItemResult(**{name: row[name] for name in _FIELDS}) for row in rows]
+    return [Reply.from_row(row) for row in rows]
 
 
-def read_untrained(path: Path, about: Mapping[str, str]) -> tuple[ItemResult, ...] | None:
+def read_untrained(path: Path, about: Mapping[str, str]) -> tuple[Reply, ...] | None:
     """The untrained model's replies if the file is there. Raises: UserError if they are of other items or base."""
     if not path.exists():
         return None

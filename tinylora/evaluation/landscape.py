@@ -13,7 +13,7 @@ from tinylora.evaluation.logprobs import completion_logprobs, divergence, in_par
 from tinylora.talk import Say
 
 if TYPE_CHECKING:
-    from tinylora.rollouts.runtime import Workbench
+    from tinylora.rollouts.runtime import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def random_vector(groups: int, u: int, norm: float, seed: int) -> Tensor:
 
 
 def landscape(
-    bench: "Workbench", norms: Sequence[float], num_vectors: int, num_items: int, seed: int, say: Say
+    runtime: "Runtime", norms: Sequence[float], num_vectors: int, num_items: int, seed: int, say: Say
 ) -> list[LandscapeRow]:
     """Greedy accuracy and KL to the base under random vectors, on validation items; the first row is norm 0.
 
@@ -44,16 +44,14 @@ def landscape(
     completions (stop token included), and is averaged over all their tokens.
     Raises: UserError for a norm that is not above 0, no vector, or no item.
     """
-    from tinylora.rollouts.answers import evaluate
     from tinylora.rollouts.replies import mean
 
     if not norms or any(not (0 < norm < math.inf) for norm in norms):
         raise UserError(f"--norms must be finite numbers above 0, separated by commas, got {list(norms)}")
     if num_vectors < 1 or num_items < 1:
         raise UserError(f"--vectors and --items must be at least 1, got {num_vectors} and {num_items}")
-    assert bench.task is not None
-    items = bench.task.items("validation")[:num_items]
-    config, (groups, u) = bench.config, bench.adapter.shape
+    items = runtime.task.items("validation")[:num_items]
+    groups, u = runtime.adapter.shape
     cases: list[tuple[float, int, Tensor | None]] = [(0.0, 0, None)]
     cases += [
         # The same directions at every norm: what changes down a column is the norm alone.
@@ -61,46 +59,31 @@ def landscape(
         for norm in norms
         for k in range(num_vectors)
     ]
-    divergence = _base_divergence(bench, items, [v for _, _, v in cases[1:]])
+    divergence = _base_divergence(runtime, items, [v for _, _, v in cases[1:]])
     rows = []
     for (norm, k, v), kl in zip(cases, [0.0, *divergence], strict=True):
-        results = evaluate(
-            bench.engine,
-            bench.base,
-            bench.task,
-            items,
-            v=v,
-            max_new_tokens=config.generation.max_new_tokens,
-            chat=config.prompt.chat,
-            stop_strings=config.generation.stop_strings,
-        )
+        results = runtime.answer(items, v)
         shares = {name: mean(results, name) for name in ("strict", "value_only", "stopped")}
         rows.append(LandscapeRow(norm=norm, vector=k, kl=kl, num_items=len(items), **shares))
         say(f"norm {norm:g}, vector {k}: strict {shares['strict']:.3f}, KL {kl:.2e}")
     return rows
 
 
-def _base_divergence(bench: "Workbench", items: Sequence[Any], vectors: Sequence[Tensor | None]) -> list[float]:
+def _base_divergence(runtime: "Runtime", items: Sequence[Any], vectors: Sequence[Tensor | None]) -> list[float]:
     """Mean KL(base || adapted) a token, for each vector, on the base's greedy completions."""
-    from tinylora.generation.types import Request, SamplingParams
-    from tinylora.models.load import encode_prompt
+    from tinylora.generation.types import Request
 
-    assert bench.task is not None
-    params = SamplingParams(
-        temperature=0.0,
-        max_new_tokens=bench.config.generation.max_new_tokens,
-        stop_token_ids=bench.base.stop_token_ids,
-    )
-    prompts = [encode_prompt(bench.base, bench.task.prompt(item), bench.config.prompt.chat) for item in items]
-    completions = bench.engine.generate([Request(prompt_ids=ids, params=params) for ids in prompts])
+    prompts = [runtime.encode(runtime.task.prompt(item)) for item in items]
+    params = runtime.sampling()
+    completions = runtime.engine.generate([Request(prompt_ids=ids, params=params) for ids in prompts])
     pairs = [(prompts[c.request_index], c.token_ids) for c in completions]
     totals, tokens = [0.0] * len(vectors), 0
     with torch.inference_mode():
-        for part in in_parts(pairs, bench.base.model.config.get_text_config().vocab_size):
-            base = completion_logprobs(bench.base.model, bench.adapter, part, None)
+        for part in in_parts(pairs, runtime.base.model.config.get_text_config().vocab_size):
+            base = completion_logprobs(runtime.base.model, runtime.adapter, part, None)
             tokens += base.shape[0]
             for i, v in enumerate(vectors):
-                other = completion_logprobs(bench.base.model, bench.adapter, part, v)
+                other = completion_logprobs(runtime.base.model, runtime.adapter, part, v)
                 totals[i] += divergence(base, other)
     return [total / tokens for total in totals]
 

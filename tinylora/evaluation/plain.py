@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinylora.evaluation.statistics.paired import paired_result, wilson_interval
-from tinylora.rollouts.replies import ItemResult, correct
+from tinylora.rollouts.replies import Reply, correct
 
 
-def share_json(results: Sequence[ItemResult], score: str = "strict") -> dict[str, Any]:
+def share_json(results: Sequence[Reply], score: str = "strict") -> dict[str, Any]:
     """How many are right, of how many, with the Wilson interval."""
     right = int(correct(results, score).sum())
     return {"correct": right, "total": len(results), "interval": list(wilson_interval(right, len(results)))}
 
 
-def paired_json(base: Sequence[ItemResult], tuned: Sequence[ItemResult], score: str = "strict") -> dict[str, Any]:
+def paired_json(base: Sequence[Reply], tuned: Sequence[Reply], score: str = "strict") -> dict[str, Any]:
     """Two conditions on the same items: shares, won, lost, p, difference, interval, and the line for people."""
     paired = paired_result(correct(base, score), correct(tuned, score))
     return {

@@ -3,64 +3,20 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tinylora.evaluation.account import Account
-from tinylora.rollouts.replies import ItemResult
+from tinylora.rollouts.replies import Reply
 from tinylora.system.files import write_atomically
 from tinylora.system.jsonl import JsonlWriter, read_jsonl
 from tinylora.talk import Say
 
-_FIELDS = tuple(one.name for one in fields(ItemResult))
-
-
-class Partial:
-    """Finished parts of an evaluation in a JSONL file, each a list of answers under a name.
-
-    `plan` is all that decides the answers: the file of another plan begins anew. A part that a kill left half is not
-    there.
-    """
-
-    def __init__(self, path: Path, plan: Mapping[str, Any], say: Say) -> None:
-        self._path = path
-        self._plan = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        self._done: dict[str, list[ItemResult]] = {}
-        rows = [row for row in read_jsonl(path) if row.get("plan") == self._plan] if path.exists() else []
-        for row in rows:
-            self._done.setdefault(row["part"], []).append(ItemResult(**{name: row[name] for name in _FIELDS}))
-        sizes = {row["part"]: row["of"] for row in rows}
-        self._done = {part: results for part, results in self._done.items() if len(results) == sizes[part]}
-        if self._done:
-            say(f"{path.name} has what was evaluated before: {', '.join(self._done)}")
-        self._rewrite()
-
-    def answers(self, part: str, make: Callable[[], Sequence[ItemResult]]) -> list[ItemResult]:
-        """The answers that are there, or those that `make` gives, which are kept."""
-        if part not in self._done:
-            results = list(make())
-            with JsonlWriter(self._path) as lines:
-                for result in results:
-                    lines.append(self._row(part, len(results), result))
-            self._done[part] = results
-        return self._done[part]
-
-    def remove(self) -> None:
-        """The evaluation is written elsewhere."""
-        self._path.unlink(missing_ok=True)
-
-    def _row(self, part: str, size: int, result: ItemResult) -> dict[str, Any]:
-        return {"plan": self._plan, "part": part, "of": size, **asdict(result)}
-
-    def _rewrite(self) -> None:
-        rows = [self._row(part, len(results), one) for part, results in self._done.items() for one in results]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(self._path, text.encode("utf-8", errors="replace"))
-
-
 EVIDENCE_FILE, ITEMS_FILE, PLAN_FILE = "evidence.json", "evidence_items.jsonl", "evidence_plan.json"
+TRIAL = "num_items"
+"""In the details of a trial: how many items it is of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,51 +26,79 @@ class Condition:
     name: str
     kind: str
     label: str
-    results: tuple[ItemResult, ...]
+    replies: tuple[Reply, ...]
     account: Account
     details: dict[str, Any]
 
+    def plus(self, others: Iterable["Condition"]) -> Account:
+        """The cost with that of others added: what had to be tried to get here."""
+        accounts = [self.account, *(other.account for other in others)]
+        names = ("tokens_sampled", "prompt_tokens", "seconds", "flops", "cpu_hours", "gpu_hours")
+        totals: dict[str, Any] = {name: sum(getattr(one, name) or 0 for one in accounts) for name in names}
+        return replace(self.account, **totals)
+
 
 class Store:
-    """Answers on the disk, a condition at a time, so that a run of hours goes on where it was stopped.
+    """Answers on the disk, a condition at a time, so that an evaluation of hours goes on where it was stopped.
 
     A plan (settings, items, vector) of another hash starts anew, and what was there is kept under names that end in
-    .old. A condition is the lines with its name; what a kill left half is done again.
+    .old. A condition is the lines with its name; what a kill left half is done again. Trials, answers to other items
+    that a condition is chosen by, stand there too until it is made.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], say: Say) -> None:
-        self.path, self.plan_path = folder / ITEMS_FILE, folder / PLAN_FILE
-        folder.mkdir(parents=True, exist_ok=True)
-        self._evidence_path = folder / EVIDENCE_FILE
+    def __init__(self, path: Path, plan_path: Path, plan: dict[str, Any], say: Say, view: Path | None = None) -> None:
+        """path: the lines; plan_path: the plan and what is done; view: the file made of them, where all three stay."""
+        self.path, self.plan_path, self._view = path, plan_path, view
+        path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
         self._done: dict[str, dict[str, Any]] = {}
         if self._stored_plan().get("sha256") == digest:
-            counts = Counter(row.get("condition") for row in read_jsonl(self.path)) if self.path.exists() else Counter()
-            done, size = self._stored_plan()["done"], len(plan["items"])
-            self._done = {name: told for name, told in done.items() if counts[name] == size}
-            if lost := [name for name in done if name not in self._done]:
-                say(f"{self.path.name} lacks answers of {', '.join(lost)}, which are made again")
-            if self._done:
-                say(f"{len(self._done)} conditions are there already and are kept: {', '.join(self._done)}")
-        elif self._stored_plan().get("done"):
+            self._take_up(len(plan["items"]), say)
+        elif view is not None and self._stored_plan().get("done"):
             self._set_aside(say)
         self._plan = {"sha256": digest, "plan": plan}
-        kept = [row for row in read_jsonl(self.path) if row.get("condition") in self._done] if self._done else []
-        self._rows = kept
+        self._rows = [row for row in read_jsonl(self.path) if row.get("condition") in self._done] if self._done else []
         self._write_rows()
         self._write_plan()
 
-    def drop(self, name: str) -> None:
-        """Forget a condition: its name first, then its lines."""
-        del self._done[name]
+    @classmethod
+    def of_evidence(cls, folder: Path, plan: dict[str, Any], say: Say) -> Self:
+        """Where `evidence.json` comes from: it stays, so that one more control leaves the others as they are."""
+        return cls(folder / ITEMS_FILE, folder / PLAN_FILE, plan, say, folder / EVIDENCE_FILE)
+
+    @classmethod
+    def of_result(cls, run: Path, plan: dict[str, Any], say: Say) -> Self:
+        """Where `result.json` comes from, until that is written: see `remove`."""
+        return cls(run / "result_items.jsonl.part", run / "result_plan.json.part", plan, say)
+
+    def _take_up(self, num_items: int, say: Say) -> None:
+        counts = Counter(row.get("condition") for row in read_jsonl(self.path)) if self.path.exists() else Counter()
+        done = self._stored_plan()["done"]
+        self._done = {
+            name: told for name, told in done.items() if counts[name] == told["details"].get(TRIAL, num_items)
+        }
+        if lost := [name for name in done if name not in self._done]:
+            say(f"{self.path.name} lacks answers of {', '.join(lost)}, which are made again")
+        if self._done:
+            say(f"{len(self._done)} conditions are there already and are kept: {', '.join(self._done)}")
+
+    def remove(self) -> None:
+        """The answers are written elsewhere."""
+        for path in (self.plan_path, self.path):
+            path.unlink(missing_ok=True)
+
+    def drop(self, *names: str) -> None:
+        """Forget conditions: their names first, then their lines."""
+        for name in names:
+            del self._done[name]
         self._write_plan()
-        self._rows = [row for row in self._rows if row["condition"] != name]
+        self._rows = [row for row in self._rows if row["condition"] not in names]
         self._write_rows()
 
     def _set_aside(self, say: Say) -> None:
         """What other settings gave. The plan goes last: while it is there, a start after a kill comes here again."""
-        for path in (self.path, self._evidence_path, self.plan_path):
-            if path.exists():
+        for path in (self.path, self._view, self.plan_path):
+            if path is not None and path.exists():
                 path.replace(path.with_name(path.name + ".old"))
         say(
             f"{self.path.parent} holds answers under other settings (items, task, prompt, budget or numbers); they are "
@@ -129,31 +113,19 @@ class Store:
         """A condition that was finished before, or None."""
         if name not in self._done:
             return None
-        fields = (
-            "item_id",
-            "question",
-            "answer",
-            "text",
-            "strict",
-            "value_only",
-            "stopped",
-            "num_tokens",
-            "scores",
-            "answered",
-        )
         rows = [row for row in self._rows if row["condition"] == name]
         done = self._done[name]
         return Condition(
             name=name, kind=done["kind"], label=done["label"], details=done["details"],
-            results=tuple(ItemResult(**{field: row[field] for field in fields}) for row in rows),
+            replies=tuple(Reply.from_row(row) for row in rows),
             account=Account(**done["account"]),
         )  # fmt: skip
 
     def put(self, condition: Condition) -> None:
         """Keep a finished condition: its lines first, then its name in the plan."""
         with JsonlWriter(self.path) as lines:
-            for result in condition.results:
-                row = {"condition": condition.name, **asdict(result)}
+            for reply in condition.replies:
+                row = {"condition": condition.name, **reply.row()}
                 lines.append(row)
                 self._rows.append(row)
         account = {key: value for key, value in asdict(condition.account).items() if key != "prices"}

@@ -11,9 +11,8 @@ from tinylora.errors import UserError
 from tinylora.evaluation.compare import check_num_items
 from tinylora.evaluation.statistics.paired import Interval, bootstrap_difference
 from tinylora.evaluation.statistics.scores import majority_correct, pass_at_k
-from tinylora.rollouts.answers import evaluate
-from tinylora.rollouts.replies import ItemResult
-from tinylora.rollouts.runtime import Workbench
+from tinylora.rollouts.replies import Reply
+from tinylora.rollouts.runtime import Runtime
 from tinylora.talk import Say
 from tinylora.tasks.base import Task
 
@@ -23,8 +22,8 @@ class SampledScore:
     """One score of both sides: means over items, and the paired bootstrap of their difference."""
 
     name: str
-    base: float
-    tuned: float
+    untrained: float
+    adapter: float
     difference: float
     interval: Interval | None
     """None where every item has the same difference."""
@@ -35,7 +34,7 @@ class SampledScore:
             f"{100 * self.interval[0]:+.1f} to {100 * self.interval[1]:+.1f}"
         )  # fmt: skip
         return (
-            f"{self.name:<22} {100 * self.base:>6.1f} %   {100 * self.tuned:>6.1f} %   "
+            f"{self.name:<22} {100 * self.untrained:>6.1f} %   {100 * self.adapter:>6.1f} %   "
             f"{100 * self.difference:+.1f} points ({span})"
         )
 
@@ -46,8 +45,8 @@ class SampledComparison:
 
     headline: str
     scores: tuple[SampledScore, ...]
-    base: tuple[ItemResult, ...]
-    tuned: tuple[ItemResult, ...]
+    untrained: tuple[Reply, ...]
+    adapter: tuple[Reply, ...]
 
     def text(self) -> str:
         """Lines for people."""
@@ -57,14 +56,16 @@ class SampledComparison:
     def to_json(self) -> dict[str, Any]:
         """For machines; not the items."""
         scores = {
-            one.name: {"base": one.base, "tuned": one.tuned, "difference": one.difference, "interval": one.interval}
+            one.name: {
+                "base": one.untrained, "tuned": one.adapter, "difference": one.difference, "interval": one.interval,
+            }
             for one in self.scores
-        }
-        return {"compared": self.headline, "num_items": len({r.item_id for r in self.base}), "scores": scores}
+        }  # fmt: skip
+        return {"compared": self.headline, "num_items": len({r.item_id for r in self.untrained}), "scores": scores}
 
 
 def compare_samples(
-    bench: Workbench,
+    runtime: Runtime,
     v: Tensor,
     *,
     label: str,
@@ -84,33 +85,29 @@ def compare_samples(
             f"{num_samples} and {temperature:g}"
         )
     check_num_items(num_items)
-    assert bench.task is not None
-    bench.adapter.write(v)  # refuses a wrong shape before anything is generated
-    bench.adapter.write(None)
-    every = bench.task.items("test")
-    items = every[: num_items or bench.config.eval.num_test or len(every)]
+    runtime.adapter.check_shape(v)
+    every = runtime.task.items("test")
+    items = every[: num_items or runtime.config.eval.num_test or len(every)]
     headline = (
-        f"the untrained {bench.config.model.name} and {label} on the same {len(items):,} test items of "
-        f"{bench.task.name}, {num_samples} samples each at temperature {temperature:g} (seed {seed}), at most "
-        f"{bench.config.generation.max_new_tokens} tokens"
+        f"the untrained {runtime.config.model.name} and {label} on the same {len(items):,} test items of "
+        f"{runtime.task.name}, {num_samples} samples each at temperature {temperature:g} (seed {seed}), at most "
+        f"{runtime.config.generation.max_new_tokens} tokens"
     )
     say(headline)
     sides = []
     for who, vector in (("untrained", None), ("adapter", v)):
         sides.append(
-            evaluate(
-                bench.engine, bench.base, bench.task, items, v=vector, num_samples=num_samples,
-                max_new_tokens=bench.config.generation.max_new_tokens, temperature=temperature, seed=seed,
-                chat=bench.config.prompt.chat, stop_strings=bench.config.generation.stop_strings,
+            runtime.answer(
+                items, vector, num_samples=num_samples, temperature=temperature, seed=seed,
                 on_progress=lambda done, total, who=who: say(f"{who}: {done}/{total} items"),  # type: ignore[misc]
             )
         )  # fmt: skip
-    scores = sampled_scores(bench.task, sides[0], sides[1], num_samples)
-    return SampledComparison(headline=headline, scores=scores, base=tuple(sides[0]), tuned=tuple(sides[1]))
+    scores = sampled_scores(runtime.task, sides[0], sides[1], num_samples)
+    return SampledComparison(headline=headline, scores=scores, untrained=tuple(sides[0]), adapter=tuple(sides[1]))
 
 
 def sampled_scores(
-    task: Task, base: Sequence[ItemResult], tuned: Sequence[ItemResult], num_samples: int
+    task: Task, untrained: Sequence[Reply], adapter: Sequence[Reply], num_samples: int
 ) -> tuple[SampledScore, ...]:
     """average@k, pass@1, 2, 4, ... k and majority@k, strict, then average@k and pass@k by value only.
 
@@ -119,7 +116,7 @@ def sampled_scores(
     """
     groups = [
         [list(side[start : start + num_samples]) for start in range(0, len(side), num_samples)]
-        for side in (base, tuned)
+        for side in (untrained, adapter)
     ]
     for one, other in zip(*groups, strict=True):
         if {r.item_id for r in (*one, *other)} != {one[0].item_id}:
@@ -132,13 +129,13 @@ def sampled_scores(
         difference, interval = bootstrap_difference(before, after)
         mean_before, mean_after = float(np.mean(before)), float(np.mean(after))
         found.append(
-            SampledScore(name=name, base=mean_before, tuned=mean_after, difference=difference, interval=interval)
+            SampledScore(name=name, untrained=mean_before, adapter=mean_after, difference=difference, interval=interval)
         )
 
-    def right(group: Sequence[ItemResult], measure: str) -> int:
+    def right(group: Sequence[Reply], measure: str) -> int:
         return sum(getattr(result, measure) >= 1 for result in group)
 
-    def majority(group: Sequence[ItemResult]) -> float:
+    def majority(group: Sequence[Reply]) -> float:
         answers = [task.parse(result.text) if result.stopped else None for result in group]
         return majority_correct(answers, [result.strict >= 1 for result in group])
 

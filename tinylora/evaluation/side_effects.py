@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tinylora.errors import UserError
 from tinylora.evaluation.logprobs import completion_logprobs, divergence, in_parts, total
-from tinylora.rollouts.runtime import Workbench
+from tinylora.rollouts.runtime import Runtime
 
 MOST_TOKENS = 4096
 """Tokens of a text that are looked at; more would only take longer."""
@@ -49,20 +49,20 @@ def read_text(path: str) -> str:
     return text
 
 
-def text_effect(bench: Workbench, v: Tensor, text: str) -> TextEffect:
+def text_effect(runtime: Runtime, v: Tensor, text: str) -> TextEffect:
     """KL and perplexity of `text`, paragraph by paragraph (what blank lines divide), its first MOST_TOKENS tokens.
 
     The first token of a paragraph is context only. Raises: UserError for a text without two tokens in one paragraph.
     """
-    pairs = _windows(bench, text)
+    pairs = _windows(runtime, text)
     if not pairs:
         raise UserError("the text has no paragraph of at least two tokens; give a longer one")
     kl, base_total, tuned_total, tokens = 0.0, 0.0, 0.0, 0
     with torch.inference_mode():
-        for part in in_parts(pairs, bench.base.model.config.get_text_config().vocab_size):
-            targets = torch.tensor([t for _, completion in part for t in completion], device=bench.base.device)
-            base = completion_logprobs(bench.base.model, bench.adapter, part, None)
-            tuned = completion_logprobs(bench.base.model, bench.adapter, part, v)
+        for part in in_parts(pairs, runtime.base.model.config.get_text_config().vocab_size):
+            targets = torch.tensor([t for _, completion in part for t in completion], device=runtime.base.device)
+            base = completion_logprobs(runtime.base.model, runtime.adapter, part, None)
+            tuned = completion_logprobs(runtime.base.model, runtime.adapter, part, v)
             kl += divergence(base, tuned)
             base_total += total(base.gather(1, targets.unsqueeze(1)))
             tuned_total += total(tuned.gather(1, targets.unsqueeze(1)))
@@ -75,13 +75,13 @@ def text_effect(bench: Workbench, v: Tensor, text: str) -> TextEffect:
     )
 
 
-def _windows(bench: Workbench, text: str) -> list[tuple[Sequence[int], Sequence[int]]]:
+def _windows(runtime: Runtime, text: str) -> list[tuple[Sequence[int], Sequence[int]]]:
     """(context, tokens to predict), one a paragraph, long ones cut."""
     pairs: list[tuple[Sequence[int], Sequence[int]]] = []
     left = MOST_TOKENS
-    size = min(_WINDOW, bench.base.context_length)
+    size = min(_WINDOW, runtime.base.context_length)
     for paragraph in text.split("\n\n"):
-        ids = bench.base.tokenizer(paragraph.strip(), add_special_tokens=True)["input_ids"]
+        ids = runtime.base.tokenizer(paragraph.strip(), add_special_tokens=True)["input_ids"]
         for start in range(0, len(ids), size):
             window = ids[start : start + min(size, left)]
             if len(window) > 1:

@@ -107,11 +107,15 @@ class MethodAdapter:
         """Keep v for `read`. Raises: UserError if the shape is wrong or a number is not finite."""
         self._value = self.zeros() if v is None else self._checked(v).detach().clone()
 
-    def _checked(self, v: Tensor) -> Tensor:
+    def check_shape(self, v: Tensor) -> None:
+        """Raises: UserError unless v has the method's shape, and every number is finite."""
         if tuple(v.shape) != self.shape:
             raise UserError(f"numbers of shape {tuple(v.shape)} do not fit {self.method.describe()}: {self.shape}")
         if not all_finite(v):
             raise UserError("the numbers hold one that is not finite; nothing was changed")
+
+    def _checked(self, v: Tensor) -> Tensor:
+        self.check_shape(v)
         return v.to(device=self._slots[0].parameter.device, dtype=torch.float32)
 
     def _parameters(self, v: Tensor) -> list[Tensor]:

@@ -27,7 +27,7 @@ from tinylora.system.device import resolve_device, resolve_dtype
 from tinylora.talk import Say, format_bytes
 
 if TYPE_CHECKING:
-    from tinylora.rollouts.runtime import Workbench
+    from tinylora.rollouts.runtime import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +162,17 @@ def inspect_shapes(config: RunConfig, say: Say) -> tuple[Inspection, Speed, Plan
     return found, speed, make_plan(config, speed, prompts)
 
 
-def inspect_weights(bench: "Workbench", say: Say) -> tuple[Inspection, Speed, Plan]:
+def inspect_weights(runtime: "Runtime", say: Say) -> tuple[Inspection, Speed, Plan]:
     """The same for a model that is loaded: modules without a unique basis are known, and the model itself is timed."""
-    config = bench.config
+    config = runtime.config
     prompts = prompts_of(config)
-    with bench.adapter.using(None):
-        other = isinstance(bench.adapter, MethodAdapter)
+    with runtime.adapter.using(None):
+        other = isinstance(runtime.adapter, MethodAdapter)
         found = inspect_model(
-            bench.base.model, config, "its weights", None if other else bench.adapter.excluded, prompts.tokens
+            runtime.base.model, config, "its weights", None if other else runtime.adapter.excluded, prompts.tokens
         )
     say("timing the model here ...")
-    speed = measure_speed(bench.base.model, bench.adapter, config, found.num_trained)
+    speed = measure_speed(runtime.base.model, runtime.adapter, config, found.num_trained)
     return found, speed, make_plan(config, speed, prompts)
 
 

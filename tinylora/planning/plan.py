@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from tinylora.config.algorithms import ALGORITHMS, AlgorithmName
 from tinylora.config.run import RunConfig
 from tinylora.models.prefill import MIN_SHARED, common_prefix_length
 from tinylora.planning.speed import Speed
@@ -15,11 +16,6 @@ MESSAGE_TOKENS = 5
 """Marks around a chat message."""
 SYSTEM_TOKENS = 20
 """The system turn that many templates bring where a prompt has none."""
-LEARNED_FROM = {
-    "grpo": " and half of the groups agree in their rewards",
-    "rft": " and half of them are right",
-}
-"""What else makes a step shorter, by algorithm."""
 _END = "\x1e"
 
 
@@ -43,7 +39,7 @@ class Prompts:
 class Plan:
     """Tokens and hours of a run if every completion fills its budget: upper bounds but for refilled groups."""
 
-    algorithm: str
+    algorithm: AlgorithmName
     steps: int
     completions_per_step: int
     prompts: Prompts
@@ -137,19 +133,19 @@ class _Step:
 
 
 def _step(config: RunConfig, speed: Speed, prompts: Prompts, share: float) -> _Step:
-    grpo, algorithm = config.grpo, config.train.algorithm
+    grpo, facts = config.grpo, ALGORITHMS[config.train.algorithm]
     count, completions = grpo.prompts_per_step, grpo.prompts_per_step * grpo.group_size
     replies = math.ceil(share * completions * config.generation.max_new_tokens)
-    if algorithm == "sft":
+    if not facts.samples:
         count, sampling, sampled, updates, kept = completions, 0.0, 0, 1, 1.0
     else:
         kept = share
-        sampled, updates = replies, grpo.updates_per_batch if algorithm == "grpo" else 1
+        sampled, updates = replies, grpo.updates_per_batch if facts.is_reinforcement else 1
         sampling = sampled / speed.decode_tokens_per_second
         sampling += prompts.together(count) / speed.forward_tokens_per_second
     learned = updates * (prompts.together(math.ceil(kept * count)) + math.ceil(kept * replies))
     seconds = sampling + learned / speed.learner_tokens_per_second + speed.vector_seconds
-    if algorithm == "grpo" and grpo.kl_coef > 0:
+    if facts.is_reinforcement and grpo.kl_coef > 0:
         seconds += learned / speed.forward_tokens_per_second
     return _Step(sampled, learned, sampling, seconds)
 
@@ -176,6 +172,7 @@ def format_plan(speed: Speed, plan: Plan) -> str:
     prompts = plan.prompts
     shared = f", of which all share {prompts.shared}" if prompts.shared else ""
     refills = f" (up to {plan.sampled_tokens_with_all_refills:,} if groups are refilled to the cap)"
+    what = "completions" if ALGORITHMS[plan.algorithm].samples else "reference replies"
     is_refilled = plan.sampled_tokens_with_all_refills > plan.sampled_tokens
     return "\n".join(
         [
@@ -183,7 +180,7 @@ def format_plan(speed: Speed, plan: Plan) -> str:
             f"{speed.learner_tokens_per_second:,.0f} tok/s forward and backward, "
             f"{speed.decode_tokens_per_second:,.0f} tok/s decoding {speed.decode_rows} rows, {speed.threads} threads",
             f"run: {plan.steps} steps of {plan.completions_per_step} "
-            f"{'reference replies' if plan.algorithm == 'sft' else 'completions'}; prompts of {prompts.tokens} tokens"
+            f"{what}; prompts of {prompts.tokens} tokens"
             f"{shared} ({prompts.source})",
             f"tokens, if every reply fills its budget: {plan.sampled_tokens:,} sampled"
             + (refills if is_refilled else "")
@@ -191,6 +188,6 @@ def format_plan(speed: Speed, plan: Plan) -> str:
             f"time, at most: {plan.hours:,.1f} hours ({format_duration(3600 * plan.hours)})"
             + (f"; {plan.hours_with_all_refills:,.1f} hours with every refill" if is_refilled else "")
             + f"; a step {format_duration(plan.step_seconds)}, or {format_duration(plan.step_seconds_at_half)} where "
-            f"replies fill half of their budget{LEARNED_FROM.get(plan.algorithm, '')}",
+            f"replies fill half of their budget{ALGORITHMS[plan.algorithm].shortened_by}",
         ]
     )

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tinylora.adapter.code import to_code
+from tinylora.config.algorithms import ALGORITHMS
 from tinylora.config.run import RunConfig
 from tinylora.config.schema import to_table
 from tinylora.errors import UserError
@@ -77,9 +78,7 @@ class RunFacts:
     @property
     def algorithm(self) -> str:
         """How it learned, in words."""
-        return {"grpo": "GRPO", "sft": "SFT on reference solutions", "rft": "RFT on its own right replies"}[
-            self.config.train.algorithm
-        ]
+        return ALGORITHMS[self.config.train.algorithm].in_words
 
     @property
     def v(self) -> list[float | None]:

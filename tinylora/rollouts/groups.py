@@ -10,22 +10,23 @@ from torch import Tensor
 
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
-from tinylora.generation.types import Completion, Request, SamplingParams
-from tinylora.models.load import encode_prompt
 from tinylora.rollouts.order import DataOrder
-from tinylora.rollouts.replies import ItemResult, score_completion, stop_at
-from tinylora.rollouts.runtime import Workbench
+from tinylora.rollouts.replies import Reply
+from tinylora.rollouts.runtime import Runtime
 from tinylora.tasks.base import Item
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One prompt's G completions with their results and rewards."""
+    """One prompt's G replies and their rewards.
+
+    >>> Group(item, prompt_ids=(1, 40, 41), replies=[right, wrong], rewards=[1.0, 0.0]).has_variance
+    True
+    """
 
     item: Item
     prompt_ids: tuple[int, ...]
-    completions: list[Completion]
-    results: list[ItemResult]
+    replies: list[Reply]
     rewards: list[float]
 
     @property
@@ -45,10 +46,10 @@ class Rollouts:
     @property
     def tokens_sampled(self) -> int:
         """Completion tokens sampled, discarded groups included."""
-        return sum(len(c.token_ids) for group in self.sampled for c in group.completions)
+        return sum(len(reply.token_ids) for group in self.sampled for reply in group.replies)
 
 
-def reward(result: ItemResult, config: RunConfig) -> float:
+def reward(result: Reply, config: RunConfig) -> float:
     """Weighted sum of the task's scores; `strict` is 0 for a truncated completion, and truncated = "zero" makes it 0.
 
     Under train.control = "format" it is whether the reply has stopped and has the asked-for format, nothing else.
@@ -79,23 +80,15 @@ def shuffled(rewards: Sequence[float], seed: int, position: int) -> list[float]:
     return [rewards[int(i)] for i in order]
 
 
-def sample_step(bench: Workbench, order: DataOrder, v: Tensor | None, *, refill: bool = True) -> Rollouts:
+def sample_step(runtime: Runtime, order: DataOrder, v: Tensor | None, *, refill: bool = True) -> Rollouts:
     """Sample one step's groups under v; None is the untrained model. Without refill, prompts_per_step and no more.
 
     Groups whose rewards are all equal carry no gradient; they are replaced by new prompts until refill_factor times
     prompts_per_step prompts were sampled. What is missing then is filled up with such groups, which count in the step's
     denominators. The draws are keyed by (train.seed, position in the data order, sample).
     """
-    config = bench.config
-    assert bench.task is not None
-    params = SamplingParams(
-        temperature=config.generation.temperature,
-        max_new_tokens=config.generation.max_new_tokens,
-        stop_token_ids=bench.base.stop_token_ids,
-        seed=config.train.seed,
-    )
-    stops = config.generation.stop_strings
-    should_stop = stop_at(bench.base, stops)
+    config = runtime.config
+    params = runtime.sampling(config.generation.temperature, config.train.seed)
     wanted = config.grpo.prompts_per_step
     most = max(wanted, int(config.grpo.refill_factor * wanted)) if refill else wanted
     sampled: list[Group] = []
@@ -107,25 +100,18 @@ def sample_step(bench: Workbench, order: DataOrder, v: Tensor | None, *, refill:
             break
         taken = order.take(count)
         requests = [
-            Request(
-                prompt_ids=encode_prompt(bench.base, bench.task.prompt(item), config.prompt.chat),
-                params=params,
-                num_samples=config.grpo.group_size,
-                key=position,
-                v=v,
-                should_stop=should_stop,
-            )
+            runtime.request(item, v, params, key=position, num_samples=config.grpo.group_size)
             for position, item in taken
         ]
-        by_request: list[list[Completion]] = [[] for _ in taken]
-        for completion in bench.engine.generate(requests):
-            by_request[completion.request_index].append(completion)
-        for (_, item), request, completions in zip(taken, requests, by_request, strict=True):
-            results = [score_completion(bench.base, bench.task, item, c, stops) for c in completions]
-            rewards = [reward(result, config) for result in results]
+        replies: list[list[Reply]] = [[] for _ in taken]
+        for completion in runtime.engine.generate(requests):
+            index = completion.request_index
+            replies[index].append(runtime.score(taken[index][1], requests[index], completion))
+        for (position, item), request, own in zip(taken, requests, replies, strict=True):
+            rewards = [reward(reply, config) for reply in own]
             if config.train.control == "shuffled":
-                rewards = shuffled(rewards, config.train.seed, request.key)
-            sampled.append(Group(item, request.prompt_ids, completions, results, rewards))
+                rewards = shuffled(rewards, config.train.seed, position)
+            sampled.append(Group(item, request.prompt_ids, own, rewards))
     with_variance = [group for group in sampled if group.has_variance]
     without = [group for group in sampled if not group.has_variance]
     return Rollouts([*with_variance, *without][:wanted], sampled, time.perf_counter() - started)

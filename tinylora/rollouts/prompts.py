@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
-from tinylora.models.load import encode_prompt
-from tinylora.rollouts.runtime import Workbench
+from tinylora.rollouts.runtime import Runtime
 from tinylora.tasks.base import Item, Message
 from tinylora.tasks.prompt import Prompt
 
@@ -43,12 +42,11 @@ def prompt_candidates(config: RunConfig) -> dict[str, Callable[[Item], list[Mess
     return {name: (lambda item, p=prompt: p.messages(item.question)) for name, prompt in candidates.items()}  # type: ignore[misc]
 
 
-def larger_budget(bench: Workbench, items: Sequence[Item]) -> int:
+def larger_budget(runtime: Runtime, items: Sequence[Item]) -> int:
     """BUDGET_FACTOR times the token budget, or what the engine has memory for with the longest of these prompts."""
-    config, task = bench.config, bench.task
-    assert task is not None
-    prompts = (len(encode_prompt(bench.base, task.prompt(item), config.prompt.chat)) for item in items)
-    room = min((bench.engine.room_for_reply(length) for length in prompts), default=0)
+    config, task = runtime.config, runtime.task
+    prompts = (len(runtime.encode(task.prompt(item))) for item in items)
+    room = min((runtime.engine.room_for_reply(length) for length in prompts), default=0)
     return max(config.generation.max_new_tokens, min(BUDGET_FACTOR * config.generation.max_new_tokens, room))
 
 

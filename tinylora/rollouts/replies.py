@@ -1,8 +1,11 @@
 """A reply to an item, and its scores: the record from which every reported number is made."""
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from tinylora.tasks.base import Item, ScorerError, Task
 
 
 @dataclass(frozen=True, slots=True)
-class ItemResult:
+class Reply:
     """One completion of one item. `strict` is 0 when it was cut off at the token budget; `value_only` is kept."""
 
     item_id: str
@@ -27,6 +30,25 @@ class ItemResult:
     scores: dict[str, float]
     answered: bool = False
     """Whether an answer in the asked-for format could be read."""
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
+    """As they were drawn, stop token included; empty for a reply that was read back or written by hand."""
+    logprobs: tuple[float, ...] = field(default=(), repr=False)
+    """Of each token under the engine at the run's temperature, as the learner computes them."""
+    prompt_tokens: int = field(default=0, repr=False)
+    """Of its prompt; 0 where that was not kept."""
+
+    def row(self) -> dict[str, Any]:
+        """What files keep of it, in the order of the fields: all but the tokens."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """A reply that a file kept; what else stands in the row is left out."""
+        return cls(**{name: row[name] for name in FIELDS})
+
+
+FIELDS = tuple(one.name for one in fields(Reply) if one.name not in ("token_ids", "logprobs", "prompt_tokens"))
+"""What files keep of a reply."""
 
 
 def decode(base: BaseModel, completion: Completion) -> str:
@@ -58,15 +80,21 @@ def cut_at(text: str, stop_strings: Sequence[str]) -> str:
 
 
 def score_completion(
-    base: BaseModel, task: Task, item: Item, completion: Completion, stop_strings: Sequence[str] = ()
-) -> ItemResult:
+    base: BaseModel,
+    task: Task,
+    item: Item,
+    completion: Completion,
+    stop_strings: Sequence[str] = (),
+    prompt_tokens: int = 0,
+) -> Reply:
     """Score one completion, cut at the first stop string. Raises: ScorerError, with the item, if the scorer fails."""
     stopped = completion.finish_reason == "stop"
     text = cut_at(decode(base, completion), stop_strings)
-    return score_text(task, item, text, stopped=stopped, num_tokens=len(completion.token_ids))
+    scored = score_text(task, item, text, stopped=stopped, num_tokens=len(completion.token_ids))
+    return replace(scored, token_ids=completion.token_ids, logprobs=completion.logprobs, prompt_tokens=prompt_tokens)
 
 
-def score_text(task: Task, item: Item, text: str, *, stopped: bool, num_tokens: int) -> ItemResult:
+def score_text(task: Task, item: Item, text: str, *, stopped: bool, num_tokens: int) -> Reply:
     """Score a reply as it stands. Raises: ScorerError, which shows the item, if the scorer fails."""
     try:
         scores = task.score(item, text)
@@ -81,7 +109,7 @@ def score_text(task: Task, item: Item, text: str, *, stopped: bool, num_tokens: 
     wrong = {name: value for name, value in scores.items() if not math.isfinite(value)}
     if wrong:
         raise ScorerError(f"scores must be finite, got {wrong}", item, text)
-    return ItemResult(
+    return Reply(
         item_id=item.id,
         question=item.question,
         answer=item.answer,
@@ -95,11 +123,17 @@ def score_text(task: Task, item: Item, text: str, *, stopped: bool, num_tokens: 
     )
 
 
-def correct(results: Sequence[ItemResult], score: str = "strict") -> np.ndarray:
+def correct(results: Sequence[Reply], score: str = "strict") -> np.ndarray:
     """Bool array: which completions are right (a score of 1) under `strict` or `value_only`."""
     return np.array([getattr(result, score) >= 1.0 for result in results], dtype=bool)
 
 
-def mean(results: Sequence[ItemResult], score: str) -> float:
+def mean(results: Sequence[Reply], score: str) -> float:
     """Mean of strict, value_only, stopped or num_tokens."""
     return float(np.mean([float(getattr(result, score)) for result in results]))
+
+
+def draw_key(item: Item) -> int:
+    """The number that names an item in the random draws: from its id, which is a hash in our own tasks."""
+    digest = item.id if re.fullmatch(r"[0-9a-f]{15,}", item.id) else hashlib.sha256(item.id.encode()).hexdigest()
+    return int(digest[:15], 16)

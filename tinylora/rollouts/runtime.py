@@ -1,8 +1,10 @@
 """What train, eval, chat and inspect all need, opened once: model, adapter at v = 0, engine, task."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tinylora.adapter.attach import AttachedAdapter, map_shapes
@@ -10,6 +12,7 @@ from tinylora.adapter.quantised import quantisation_of
 from tinylora.adapter.trained import Trained
 from tinylora.config.run import RunConfig
 from tinylora.generation.engine import Engine
+from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS, FEWEST_PADDED_TOKENS, micro_batch_tokens_for
 from tinylora.methods.build import put_method_on, resolve_quantization
 from tinylora.methods.engine import engine_for
@@ -19,24 +22,119 @@ from tinylora.methods.put_on import put_on
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.base import BaseModel
 from tinylora.models.load import load_base_model
+from tinylora.models.prompt import encode_prompt
+from tinylora.rollouts.replies import Reply, draw_key, score_completion, stop_at
 from tinylora.store.adapter import Adapter
 from tinylora.system.busy import warn_if_busy
 from tinylora.system.cores import default_threads
 from tinylora.system.paths import cache_dir
 from tinylora.talk import Say, say_to_stderr
-from tinylora.tasks.base import Task
+from tinylora.tasks.base import Item, Message, Split, Task
 from tinylora.tasks.build import build_task
 
 
+class NoTask:
+    """Stands where a runtime is opened for something else than the items of a task, such as chat."""
+
+    name = "none"
+
+    def items(self, split: Split) -> Sequence[Item]:
+        """Raises: RuntimeError, as all of it does."""
+        raise RuntimeError("this runtime was opened without a task")
+
+    def prompt(self, item: Item) -> list[Message]:
+        """Raises: RuntimeError."""
+        raise RuntimeError("this runtime was opened without a task")
+
+    def parse(self, text: str) -> str | None:
+        """Raises: RuntimeError."""
+        raise RuntimeError("this runtime was opened without a task")
+
+    def score(self, item: Item, text: str) -> dict[str, float]:
+        """Raises: RuntimeError."""
+        raise RuntimeError("this runtime was opened without a task")
+
+
 @dataclass
-class Workbench:
-    """Everything that is open, under a resolved config."""
+class Runtime:
+    """The open model with its adapter, engine and task, under a resolved config: what asks and scores."""
 
     config: RunConfig
     base: BaseModel
     adapter: Trained
     engine: Engine
-    task: Task | None
+    task: Task
+
+    def encode(self, messages: list[Message]) -> tuple[int, ...]:
+        """Token ids of chat messages, by the model's chat template or, with prompt.chat off, as plain text."""
+        return encode_prompt(self.base, messages, self.config.prompt.chat)
+
+    def sampling(self, temperature: float = 0.0, seed: int = 0, max_new_tokens: int = 0) -> SamplingParams:
+        """How replies are drawn: until a stop token of the model, or max_new_tokens (0 takes the config's)."""
+        return SamplingParams(
+            temperature=temperature,
+            max_new_tokens=max_new_tokens or self.config.generation.max_new_tokens,
+            stop_token_ids=self.base.stop_token_ids,
+            seed=seed,
+        )
+
+    def request(
+        self,
+        item: Item,
+        v: Tensor | None,
+        params: SamplingParams,
+        *,
+        key: int,
+        num_samples: int = 1,
+        prompt: Callable[[Item], list[Message]] | None = None,
+    ) -> Request:
+        """What asks the engine for replies to one item under v; `key` names its random draws."""
+        return Request(
+            prompt_ids=self.encode((prompt or self.task.prompt)(item)),
+            params=params,
+            num_samples=num_samples,
+            key=key,
+            v=v,
+            should_stop=stop_at(self.base, self.config.generation.stop_strings),
+        )
+
+    def score(self, item: Item, request: Request, completion: Completion) -> Reply:
+        """A completion as a reply with its scores. Raises: ScorerError, with the item, if the scorer fails."""
+        stops, prompt_tokens = self.config.generation.stop_strings, len(request.prompt_ids)
+        return score_completion(self.base, self.task, item, completion, stops, prompt_tokens)
+
+    def answer(
+        self,
+        items: Sequence[Item],
+        v: Tensor | None,
+        *,
+        prompt: Callable[[Item], list[Message]] | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        max_new_tokens: int = 0,
+        num_samples: int = 1,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Reply]:
+        """Answer every item `num_samples` times under v (None: the untrained model), in the order of the items.
+
+        `prompt` replaces the task's own prompt, for comparing prompts; max_new_tokens = 0 takes the config's budget.
+        Draws are keyed by the item's id, so the same item gets the same random numbers whatever stands beside it.
+        """
+        replies: list[Reply] = []
+        params = self.sampling(temperature, seed, max_new_tokens)
+        chunk = max(1, 4 * self.engine.max_batch_rows // num_samples)
+        for start in range(0, len(items), chunk):
+            part = items[start : start + chunk]
+            requests = [
+                self.request(item, v, params, key=draw_key(item), num_samples=num_samples, prompt=prompt)
+                for item in part
+            ]
+            replies += [
+                self.score(part[c.request_index], requests[c.request_index], c) for c in self.engine.generate(requests)
+            ]
+            if on_progress is not None:
+                on_progress(min(start + chunk, len(items)), len(items))
+        return replies
 
 
 def set_threads(num_threads: int) -> int:
@@ -72,7 +170,7 @@ def resolve_micro_batch(model: PreTrainedModel, adapter: Trained, config: RunCon
     return micro_batch_tokens_for(budget, architecture, train.gradient_checkpointing)
 
 
-def open_workbench(
+def open_runtime(
     config: RunConfig,
     *,
     task: bool | Task = True,
@@ -80,18 +178,20 @@ def open_workbench(
     base: BaseModel | None = None,
     on: Adapter | None = None,
     other_base: bool = False,
-) -> Workbench:
+) -> Runtime:
     """Load the model, set the threads, attach v = 0 with the cached basis, build the task and the engine.
 
     on: the adapter that is to be used, by the method that it was trained by; its base and basis are checked (see
-    `adapters.put_on` for `other_base`), its factors taken where it brings its own.
+    `methods.put_on` for `other_base`), its factors taken where it brings its own.
 
     Whatever "auto" stood for (device, dtype, threads, revision) and the engine that serves the model are resolved in
     the returned config.
     """
     config = resolve_quantization(config, say) if base is None else config
     threads = set_threads(config.train.num_threads)
-    built = build_task(config.task, config.prompt) if task is True else (task or None)
+    built: Task = NoTask()
+    if task is not False:
+        built = build_task(config.task, config.prompt) if task is True else task
     if base is None:
         model = config.model
         base = load_base_model(
@@ -138,4 +238,4 @@ def open_workbench(
             config.train, num_threads=threads, micro_batch_tokens=resolve_micro_batch(base.model, adapter, config)
         ),
     )
-    return Workbench(resolved, base, adapter, engine, built)
+    return Runtime(resolved, base, adapter, engine, built)

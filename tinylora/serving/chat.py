@@ -6,19 +6,19 @@ examples, template), or the plain line.
 
 import re
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from tinylora.generation.types import Completion, Request, SamplingParams
-from tinylora.models.load import encode_prompt
-from tinylora.rollouts.runtime import Workbench
+from tinylora.rollouts.runtime import Runtime
 from tinylora.tasks.base import Message
 from tinylora.tasks.prompt import Prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class ChatReply:
     """One model's answer; `stopped` is False where it was cut off at the token budget."""
 
     text: str
@@ -31,12 +31,16 @@ class ReplyPair:
     """Both answers to one line."""
 
     prompt: str
-    base: Reply
-    adapted: Reply
+    untrained: ChatReply
+    adapter: ChatReply
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines, under the keys that `chat --json` has always had."""
+        return {"prompt": self.prompt, "base": asdict(self.untrained), "adapted": asdict(self.adapter)}
 
 
 def reply_pair(
-    bench: Workbench,
+    runtime: Runtime,
     v: Tensor,
     line: str,
     *,
@@ -49,32 +53,32 @@ def reply_pair(
 
     Raises: UserError for a prompt that does not fit, a temperature below 0, or v of a wrong shape.
     """
-    settings = bench.config.prompt
+    settings = runtime.config.prompt
     if settings.pattern and not re.search(settings.pattern, line):
         # The pattern cuts a task's questions down to what the model is shown; a person types just that.
         settings = replace(settings, pattern="")
     messages: list[Message]
     messages = [{"role": "user", "content": line}] if plain else Prompt(settings).messages(line)
-    ids = encode_prompt(bench.base, messages, bench.config.prompt.chat)
+    ids = runtime.encode(messages)
     params = SamplingParams(
-        temperature=temperature, max_new_tokens=max_new_tokens, stop_token_ids=bench.base.stop_token_ids, seed=seed
+        temperature=temperature, max_new_tokens=max_new_tokens, stop_token_ids=runtime.base.stop_token_ids, seed=seed
     )
-    base, adapted = bench.engine.generate(
+    untrained, adapter = runtime.engine.generate(
         [Request(prompt_ids=ids, params=params), Request(prompt_ids=ids, params=params, v=v)]
     )
-    return ReplyPair(prompt=line, base=_reply(bench, base), adapted=_reply(bench, adapted))
+    return ReplyPair(prompt=line, untrained=_reply(runtime, untrained), adapter=_reply(runtime, adapter))
 
 
-def _reply(bench: Workbench, completion: Completion) -> Reply:
-    text = str(bench.base.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
-    return Reply(text=text, num_tokens=len(completion.token_ids), stopped=completion.finish_reason == "stop")
+def _reply(runtime: Runtime, completion: Completion) -> ChatReply:
+    text = str(runtime.base.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+    return ChatReply(text=text, num_tokens=len(completion.token_ids), stopped=completion.finish_reason == "stop")
 
 
 def format_pair(pair: ReplyPair, width: int = 100) -> str:
     """Both answers in two columns, `width` characters in all."""
     column = max(36, (width - 3) // 2)
 
-    def cell(name: str, reply: Reply) -> list[str]:
+    def cell(name: str, reply: ChatReply) -> list[str]:
         ending = "" if reply.stopped else ", cut off"
         title = f"{name} ({reply.num_tokens} tokens{ending})"
         lines = [title, "-" * min(column, len(title))]
@@ -82,7 +86,7 @@ def format_pair(pair: ReplyPair, width: int = 100) -> str:
             lines += textwrap.wrap(line, column) or [""]
         return lines
 
-    left, right = cell("untrained", pair.base), cell("adapted", pair.adapted)
+    left, right = cell("untrained", pair.untrained), cell("adapted", pair.adapter)
     height = max(len(left), len(right))
     left += [""] * (height - len(left))
     right += [""] * (height - len(right))

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinylora.config.algorithms import ALGORITHMS as FACTS
 from tinylora.errors import UserError
 from tinylora.reporting.figures import DASHES, LIGHT, PAPER, SOFT, Figure, draw_figure, short, standalone_svg
 
 PANELS = (("strict", "strict"), ("value_only", "value only"))
-ALGORITHMS = {"grpo": ("RL (grpo)", LIGHT[0]), "sft": ("SFT", LIGHT[1]), "rft": ("RFT", LIGHT[2])}
+ALGORITHMS: dict[str, tuple[str, str]] = {
+    name: (facts.short, LIGHT[i]) for i, (name, facts) in enumerate(FACTS.items())
+}
 """Name and colour. Blue, orange and green of different lightness; the line's dashes tell them apart, too."""
 SHAPES = {
     "tinylora": "o", "lora-xs": "s", "lora": "^", "qlora": "P", "dora": "v", "vera": "<", "ia3": ">", "adapter": "D",

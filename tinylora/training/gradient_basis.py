@@ -28,7 +28,7 @@ from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS
 from tinylora.methods.engine import engine_for
 from tinylora.rollouts.groups import sample_step
 from tinylora.rollouts.order import DataOrder
-from tinylora.rollouts.runtime import Workbench
+from tinylora.rollouts.runtime import Runtime
 from tinylora.store.run_folder import RunFolder
 from tinylora.system.device import for_float64
 from tinylora.system.files import write_atomically
@@ -125,18 +125,18 @@ def _orthogonal(Y: Tensor) -> Tensor:
     return torch.linalg.qr(for_float64(Y).double())[0].float().to(Y.device)
 
 
-def _explicit(bench: Workbench, say: Say) -> ExplicitFactors:
-    adapter, config, task = bench.adapter, bench.config, bench.task
-    assert isinstance(adapter, AttachedAdapter) and task is not None
+def _explicit(runtime: Runtime, say: Say) -> ExplicitFactors:
+    adapter, config, task = runtime.adapter, runtime.config, runtime.task
+    assert isinstance(adapter, AttachedAdapter)
     order = DataOrder(task.items("train"), config.train.seed)  # the batch that the first step will see, too
-    groups = sample_step(bench, order, None).groups
+    groups = sample_step(runtime, order, None).groups
     advantages = group_advantages(torch.tensor([group.rewards for group in groups]), config.grpo.advantage)
     rows, weights = [], []
     for index, group in enumerate(groups):
-        for place, completion in enumerate(group.completions):
-            trained = completion.finish_reason == "stop" or config.grpo.truncated != "mask"  # as in grpo.py
+        for place, reply in enumerate(group.replies):
+            trained = reply.stopped or config.grpo.truncated != "mask"  # as in grpo.py
             if trained and float(advantages[index, place]):
-                rows.append(Row(index, group.prompt_ids, completion.token_ids))
+                rows.append(Row(index, group.prompt_ids, reply.token_ids))
                 weights.append(float(advantages[index, place]))
     if not rows:
         raise UserError(
@@ -146,8 +146,8 @@ def _explicit(bench: Workbench, say: Say) -> ExplicitFactors:
         )
     total = sum(len(row.token_ids) for row in rows)
     say(f"finding the gradient's directions on {len(rows)} replies ({total:,} tokens), four passes")
-    learner = Learner(bench.base.model, adapter, temperature=config.generation.temperature,
-                      pad_token_id=bench.base.pad_token_id, packed=False)  # fmt: skip
+    learner = Learner(runtime.base.model, adapter, temperature=config.generation.temperature,
+                      pad_token_id=runtime.base.pad_token_id, packed=False)  # fmt: skip
     found = gradient_directions(
         learner, adapter.paths, rows, [weight / total for weight in weights], rank=config.adapter.rank,
         seed=config.adapter.seed, micro_batch_tokens=config.train.micro_batch_tokens or FALLBACK_MICRO_BATCH_TOKENS,
@@ -167,8 +167,8 @@ def _explicit(bench: Workbench, say: Say) -> ExplicitFactors:
     return ExplicitFactors(zeros, modules, f"the gradient of one batch of {task.name}")
 
 
-def with_gradient_basis(bench: Workbench, folder: RunFolder, say: Say) -> Workbench:
-    """The workbench with the run's own basis: read from its folder, or found now and written there.
+def with_gradient_basis(runtime: Runtime, folder: RunFolder, say: Say) -> Runtime:
+    """The runtime with the run's own basis: read from its folder, or found now and written there.
 
     Raises: UserError if all rewards of the batch are the same, or the file is damaged.
     """
@@ -176,17 +176,17 @@ def with_gradient_basis(bench: Workbench, folder: RunFolder, say: Say) -> Workbe
     if path.exists():
         explicit = load_explicit(path)
     else:
-        explicit = _explicit(bench, say)
+        explicit = _explicit(runtime, say)
         write_atomically(path, save_explicit(explicit))
-    assert isinstance(bench.adapter, AttachedAdapter)
-    bench.adapter.detach()
-    adapter = attach_explicit(bench.base.model, explicit)
+    assert isinstance(runtime.adapter, AttachedAdapter)
+    runtime.adapter.detach()
+    adapter = attach_explicit(runtime.base.model, explicit)
     engine = engine_for(
-        bench.base.model,
+        runtime.base.model,
         adapter,
-        bench.config,
-        context_length=bench.base.context_length,
-        pad_token_id=bench.base.pad_token_id,
+        runtime.config,
+        context_length=runtime.base.context_length,
+        pad_token_id=runtime.base.pad_token_id,
         say=say,
     )
-    return replace(bench, adapter=adapter, engine=engine)
+    return replace(runtime, adapter=adapter, engine=engine)

@@ -1,7 +1,8 @@
-"""One GRPO step on v: from rollouts to advantages, micro-batches, gradient, Adam."""
+"""GRPO on v: from rollouts to advantages, micro-batches, gradient, Adam."""
 
-import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +11,30 @@ from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.learner.learner import Learner, Row, micro_batches
 from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS
-from tinylora.rollouts.groups import Group
+from tinylora.rollouts.groups import Group, Rollouts, sample_step
+from tinylora.rollouts.order import DataOrder
+from tinylora.rollouts.runtime import Runtime
 from tinylora.training.advantages import group_advantages
+from tinylora.training.algorithm import GradientAlgorithm, rollout_metrics
 from tinylora.training.metrics import Means
 from tinylora.training.objective import policy_loss
+from tinylora.training.update import descend
+
+
+class Grpo(GradientAlgorithm):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) with truncated importance sampling."""
+
+    @staticmethod
+    def learner_temperature(runtime: Runtime) -> float:
+        """That of the rollouts: the policy is what is sampled from."""
+        return runtime.config.generation.temperature
+
+    def step(self, order: DataOrder, step: int) -> tuple[dict[str, Any], Rollouts]:
+        """Sample groups under v, then update v on them. Raises: UserError as `grpo_step` does."""
+        rollouts = sample_step(self.runtime, order, self.v.detach().clone())
+        metrics = rollout_metrics(rollouts)
+        metrics |= grpo_step(self.learner, rollouts.groups, self.v, self.optimizer, self.runtime.config, step)
+        return metrics, rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,35 +45,84 @@ class _Sample:
     sampler_logprobs: tuple[float, ...]
 
 
-def _samples(groups: list[Group], config: RunConfig) -> list[_Sample]:
+def _samples(groups: Sequence[Group], config: RunConfig) -> list[_Sample]:
     rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32)
     advantages = group_advantages(rewards, config.grpo.advantage)
     return [
         _Sample(
-            row=Row(index, group.prompt_ids, completion.token_ids),
-            advantage=float(advantages[index, sample]),
-            trained=completion.finish_reason == "stop" or config.grpo.truncated != "mask",
-            sampler_logprobs=completion.logprobs,
+            row=Row(index, group.prompt_ids, reply.token_ids),
+            advantage=float(advantages[index, place]),
+            trained=reply.stopped or config.grpo.truncated != "mask",
+            sampler_logprobs=reply.logprobs,
         )
         for index, group in enumerate(groups)
-        for sample, completion in enumerate(group.completions)
+        for place, reply in enumerate(group.replies)
     ]
 
 
-def learning_rate(config: RunConfig, step: int) -> float:
-    """Rate of one step (counted from 0): linear warm-up over warmup_steps, then constant."""
-    warmup = config.optim.warmup_steps
-    return config.optim.lr * (min(1.0, (step + 1) / warmup) if warmup else 1.0)
+class _Batch:
+    """One step's samples, cut into micro-batches, with the log-probs that all its updates are compared with."""
 
+    def __init__(self, learner: Learner, groups: Sequence[Group], config: RunConfig) -> None:
+        self.learner, self.config = learner, config
+        samples = _samples(groups, config)
+        needed = [s for s in samples if s.trained and (s.advantage != 0.0 or config.grpo.kl_coef > 0)]
+        size = config.train.micro_batch_tokens or FALLBACK_MICRO_BATCH_TOKENS
+        cut = micro_batches([s.row for s in needed], size, shared_prompts=learner.shared_prompts, padded=learner.padded)
+        self.micro_batches = [[needed[i] for i in batch] for batch in cut]
+        self.num_completions = len(samples)
+        self.tokens_trained = sum(len(s.row.token_ids) for s in samples if s.trained)
+        self.tokens_computed = sum(len(s.row.token_ids) for s in needed)
+        self.means = Means()
+        self._old: dict[int, Tensor] = {}
+        self._base: dict[int, Tensor] = {}
 
-def make_optimizer(v: Tensor, config: RunConfig) -> torch.optim.Adam:
-    """Adam on v alone, in the dtype of v (float32)."""
-    optim = config.optim
-    return torch.optim.Adam([v], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
+    def losses(self, v: Tensor) -> Iterator[Tensor]:
+        """The loss of each micro-batch under v; their sum is the step's."""
+        grpo = self.config.grpo
+        for index, batch in enumerate(self.micro_batches):
+            rows = [s.row for s in batch]
+            logprobs, mask = self.learner.logprobs(rows, v)
+            old = self._old.setdefault(index, logprobs.detach())
+            if grpo.kl_coef > 0 and index not in self._base:
+                with torch.no_grad():
+                    self._base[index] = self.learner.logprobs(rows, None)[0]
+            sampler = torch.zeros_like(old)
+            for i, s in enumerate(batch):
+                sampler[i, : len(s.sampler_logprobs)] = torch.tensor(s.sampler_logprobs)
+            loss, sums = policy_loss(
+                logprobs,
+                old,
+                torch.tensor([s.advantage for s in batch], device=logprobs.device),
+                mask,
+                clip_low=grpo.clip_low,
+                clip_high=grpo.clip_high,
+                normalisation=grpo.normalisation,
+                total_tokens=self.tokens_trained,
+                total_completions=self.num_completions,
+                sampler_logprobs=sampler,
+                importance_cap=grpo.importance_cap,
+                base_logprobs=self._base.get(index),
+                kl_coef=grpo.kl_coef,
+            )
+            yield loss
+            for name, value in sums.items():
+                if name not in ("tokens", "completions"):
+                    self.means.add(name, value, sums["tokens"])
+
+    def check_gap(self, step: int) -> None:
+        """Raises: UserError if learner and sampler are further apart than grpo.max_logprob_gap."""
+        gap, most = self.means.result().get("sampler_gap", 0.0), self.config.grpo.max_logprob_gap
+        if gap > most:
+            raise UserError(
+                f"step {step + 1}: sampler and learner log-probs differ by {gap:.3f} on average, more than "
+                f"grpo.max_logprob_gap = {most}; the rollouts do not come from the model that is "
+                "trained. v is kept as it was"
+            )
 
 
 def grpo_step(
-    learner: Learner, groups: list[Group], v: Tensor, optimizer: torch.optim.Optimizer, config: RunConfig, step: int
+    learner: Learner, groups: Sequence[Group], v: Tensor, optimizer: torch.optim.Optimizer, config: RunConfig, step: int
 ) -> dict[str, float]:
     """Update v in place on one batch of groups, `updates_per_batch` times; returns metrics, means over the whole step.
 
@@ -63,89 +133,23 @@ def grpo_step(
     Raises: UserError if the loss or gradient is not finite, or the learner's log-probs are further than
     grpo.max_logprob_gap from the sampler's. The update that failed leaves v unchanged.
     """
-    samples = _samples(groups, config)
-    total_tokens = sum(len(s.row.token_ids) for s in samples if s.trained)
-    needed = [s for s in samples if s.trained and (s.advantage != 0.0 or config.grpo.kl_coef > 0)]
-    batches = [
-        [needed[i] for i in batch]
-        for batch in micro_batches(
-            [s.row for s in needed],
-            config.train.micro_batch_tokens or FALLBACK_MICRO_BATCH_TOKENS,
-            shared_prompts=learner.shared_prompts,
-            padded=learner.padded,
-        )
-    ]
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    old: dict[int, Tensor] = {}
-    base: dict[int, Tensor] = {}
-    grad_norm = policy = 0.0
-    means = Means()
-    for update in range(config.grpo.updates_per_batch):
-        optimizer.zero_grad(set_to_none=True)
-        for index, batch in enumerate(batches):
-            rows = [s.row for s in batch]
-            logprobs, mask = learner.logprobs(rows, v)
-            old.setdefault(index, logprobs.detach())
-            if config.grpo.kl_coef > 0 and index not in base:
-                with torch.no_grad():
-                    base[index] = learner.logprobs(rows, None)[0]
-            sampler = torch.zeros_like(old[index])
-            for i, s in enumerate(batch):
-                sampler[i, : len(s.sampler_logprobs)] = torch.tensor(s.sampler_logprobs)
-            loss, sums = policy_loss(
-                logprobs,
-                old[index],
-                torch.tensor([s.advantage for s in batch], device=logprobs.device),
-                mask,
-                clip_low=config.grpo.clip_low,
-                clip_high=config.grpo.clip_high,
-                normalisation=config.grpo.normalisation,
-                total_tokens=total_tokens,
-                total_completions=len(samples),
-                sampler_logprobs=sampler,
-                importance_cap=config.grpo.importance_cap,
-                base_logprobs=base.get(index),
-                kl_coef=config.grpo.kl_coef,
-            )
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"step {step + 1}: the loss is {float(loss.detach())}; v is kept as it was. "
-                    "Try a smaller optim.lr, or model.dtype = float32"
-                )
-            loss.backward()
-            policy += float(loss.detach()) / config.grpo.updates_per_batch
-            for name, value in sums.items():
-                if name not in ("tokens", "completions"):
-                    means.add(name, value, sums["tokens"])
-        if update == 0:
-            _check_gap(means.result().get("sampler_gap", 0.0), config, step)
-        if v.grad is None:
-            v.grad = torch.zeros_like(v)
-        grad_norm = float(v.grad.norm())
-        if not math.isfinite(grad_norm):
-            raise UserError(
-                f"step {step + 1}: the gradient is not finite; v is kept as it was. Try model.dtype = float32"
-            )
-        if config.optim.max_grad_norm and grad_norm > config.optim.max_grad_norm:
-            v.grad.mul_(config.optim.max_grad_norm / grad_norm)
-        # A batch without a single useful row says nothing: Adam's momentum alone must not move v on it.
-        if batches:
-            optimizer.step()
-    computed = sum(len(s.row.token_ids) for s in needed)
+    batch = _Batch(learner, groups, config)
+
+    def checked(update: int) -> Iterator[Tensor]:
+        yield from batch.losses(v)
+        if update == 0:  # before the optimiser moves v
+            batch.check_gap(step)
+
+    policy = grad_norm = 0.0
+    updates = config.grpo.updates_per_batch
+    for update in range(updates):
+        losses, grad_norm = descend(v, optimizer, config, step, checked(update))
+        for loss in losses:
+            policy += loss / updates
     return {
-        **means.result(),
+        **batch.means.result(),
         "policy_loss": policy,
         "grad_norm": grad_norm,
-        "tokens_trained": float(total_tokens),
-        "tokens_computed": float(computed),
+        "tokens_trained": float(batch.tokens_trained),
+        "tokens_computed": float(batch.tokens_computed),
     }
-
-
-def _check_gap(gap: float, config: RunConfig, step: int) -> None:
-    if gap > config.grpo.max_logprob_gap:
-        raise UserError(
-            f"step {step + 1}: sampler and learner log-probs differ by {gap:.3f} on average, more than "
-            f"grpo.max_logprob_gap = {config.grpo.max_logprob_gap}; the rollouts do not come from the model that is "
-            "trained. v is kept as it was"
-        )
