@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tinylora"
 AT_THE_ROOT = {"__init__.py", "__main__.py", "errors.py", "talk.py"}
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS = {
+    "training/objective.py:policy_loss": "the loss in one piece; 40 of its lines are the formula, shapes and sources",
+}
 """Functions of over 80 lines, each with its reason."""
 
 

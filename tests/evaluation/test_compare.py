@@ -153,7 +153,7 @@ def test_both_reply_to_the_same_prompt(runtime: Runtime) -> None:
     pair = reply_pair(runtime, v, "3 + 4", max_new_tokens=8)
     assert pair.untrained != pair.adapter
     zero = reply_pair(runtime, torch.zeros_like(v), "3 + 4", max_new_tokens=8, temperature=1.0, seed=5)
-    assert zero.untrained == zero.adapted  # same random numbers, so only v can make a difference
+    assert zero.untrained == zero.adapter  # same random numbers, so only v can make a difference
     assert zero.untrained == reply_pair(runtime, v, "3 + 4", max_new_tokens=8, temperature=1.0, seed=5).untrained
 
 

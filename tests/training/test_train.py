@@ -20,13 +20,12 @@ import tinylora.training.grpo as grpo_module
 import tinylora.training.loop as loop_module
 import tinylora.training.train as train_module
 from tinylora.errors import UserError
-from tinylora.evaluation.conditions import random_vectors
+from tinylora.evaluation.conditions import Conditions, random_vectors
 from tinylora.evaluation.lengths import random_label, randoms_in_words
 from tinylora.evaluation.verdict import format_result, verdict
 from tinylora.generation.native.engine import NativeEngine
 from tinylora.models.bases import remember
 from tinylora.rollouts.prompts import prompt_candidates
-from tinylora.rollouts.runtime import Runtime
 from tinylora.store.adapter_file import load_vector
 from tinylora.store.run_folder import RunFolder
 from tinylora.system.jsonl import read_jsonl
@@ -34,8 +33,8 @@ from tinylora.tasks.base import Item, Split
 from tinylora.training.metrics import MetricsWriter
 from tinylora.training.train import TrainResult, resume, train
 
-answer = Runtime.answer
-PROGRAM = Path(__file__).with_name("tiny_run.py")
+answer = Conditions._answer
+PROGRAM = Path(__file__).parents[1] / "helpers" / "tiny_run.py"
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
@@ -135,7 +134,7 @@ def test_kill_9_at_any_instant_loses_nothing(tiny_folder: Path, tmp_path: Path) 
     out = tmp_path / "killed"
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(tiny_folder), str(out), str(steps), "20", str(slowest)],
-        env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1]), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=400,
@@ -395,17 +394,18 @@ def test_the_final_evaluation_gives_each_condition_its_vector(
     seen: list[tuple[str, Any, float, int]] = []
     lengths: list[float] = []
 
-    def recording(self: Runtime, items: Any, v: Any, **options: Any) -> Any:
+    def recording(self: Conditions, v: Any, items: Any = None, **options: Any) -> Any:
+        items = self.items if items is None else items
         kind = "base" if v is None else "tuned" if v.flatten().tolist() == trained() else "random"
         if kind == "random":
             lengths.append(float(v.norm()) / float(np.linalg.norm(trained())))
         seen.append((kind, items[0].question[1:3], options.get("temperature", 0.0), options.get("max_new_tokens") or 4))
-        return answer(self, items, v, **options)
+        return answer(self, v, items, **options)
 
     def trained() -> list[float]:
         return list(read_jsonl(only_run(tmp_path / "runs") / "metrics.jsonl"))[-1]["v"]
 
-    monkeypatch.setattr(Runtime, "answer", recording)
+    monkeypatch.setattr(Conditions, "_answer", recording)
     settings = {"num_test": 2, "random_vectors": 5}
     found = start(tiny_folder, tmp_path / "runs", train={"steps": 1}, eval=settings, generation={"temperature": 0.7})
     assert seen == [
@@ -451,13 +451,13 @@ def test_a_final_evaluation_that_is_killed_goes_on_where_it_was(
             raise Crash
         return answer(*args, **options)
 
-    monkeypatch.setattr(Runtime, "answer", counted)
+    monkeypatch.setattr(Conditions, "_answer", counted)
     with pytest.raises(Crash):
         start(tiny_folder, tmp_path / "runs", train={"steps": 1}, eval=settings)
     run = only_run(tmp_path / "runs")
     part = run / "result_items.jsonl.part"
     with part.open("a") as lines:  # and within a line, of a part that is not whole
-        lines.write(part.read_text().splitlines()[0].replace('"part": "', '"part": "x') + '\n{"plan": "')
+        lines.write(part.read_text().splitlines()[0].replace('"condition": "', '"condition": "x') + '\n{"condi')
     found = resume(run, task=ByteTask(), say=quiet)
     assert calls == 1 + 8  # nothing that was finished is asked again
     assert read_jsonl(run / "result_items.jsonl") == read_jsonl(whole.run / "result_items.jsonl")

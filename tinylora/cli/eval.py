@@ -1,7 +1,7 @@
 """eval: the untrained model beside an adapter, on the same items."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,63 +9,82 @@ from tinylora.cli.common import Json, OtherBase, Overrides, app, print_json, ver
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
 
+if TYPE_CHECKING:
+    from tinylora.config.run import RunConfig
+    from tinylora.evaluation.evidence import EvidenceOptions
+    from tinylora.rollouts.runtime import Runtime
+    from tinylora.store.adapter import Adapter
+
+AdapterName = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run folder, an adapter file, or a code.")]
+TaskName = Annotated[
+    str,
+    typer.Option(
+        help="gsm8k or another public set, jsonl, reasoning_gym:NAME, or a recipe; without it, that of training."
+    ),
+]
+Model = Annotated[str, typer.Option(help="The base model, where it is not the one of training or is not known.")]
+Rounded = Annotated[
+    bool, typer.Option("--rounded", help="Compare the adapter with itself rounded to bfloat16 instead.")
+]
+NumItems = Annotated[int, typer.Option(metavar="N", help="Test items; 0 takes the recipe's eval.num_test.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Seed = Annotated[int, typer.Option(help="Of the sampling.")]
+Samples = Annotated[int, typer.Option(metavar="K", help="Samples an item, for pass@k, majority@k and average@k.")]
+Controls = Annotated[
+    bool, typer.Option("--controls", help="All controls and side effects; written to evidence.json in the run.")
+]
+TrainedControls = Annotated[
+    list[str] | None,
+    typer.Option(metavar="RUN", help="With --controls: a run of train --control; may be repeated."),
+]
+AlsoTasks = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TASK", help="With --controls: another task or recipe, before and after; may be repeated."),
+]
+AlsoItems = Annotated[int, typer.Option(metavar="N", help="Test items of each --also task.")]
+RandomVectors = Annotated[int, typer.Option(metavar="N", help="With --controls: random vectors, at least 5.")]
+Text = Annotated[str, typer.Option(metavar="FILE", help="With --controls: neutral text of your own.")]
+Watts = Annotated[float, typer.Option(help="With --controls: power of a busy core, or of the GPU.")]
+Price = Annotated[
+    float | None, typer.Option(metavar="MONEY", help="With --controls: an hour of a core, or of the GPU.")
+]
+Currency = Annotated[str, typer.Option(help="Of --price.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="With --controls: where to write, if not into the run.")
+]
+Items = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write every reply and its scores here, one line each (JSONL).")
+]
+Untrained = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Take the untrained model's replies from here; if it is not there, write it."),
+]
+
 
 @app.command("eval")
 @verb
 def eval_(
-    adapter: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run folder, an adapter file, or a code.")],
-    task: Annotated[
-        str,
-        typer.Option(
-            help="gsm8k or another public set, jsonl, reasoning_gym:NAME, or a recipe; without it, that of training."
-        ),
-    ] = "",
-    model: Annotated[
-        str, typer.Option(help="The base model, where it is not the one of training or is not known.")
-    ] = "",
+    adapter: AdapterName,
+    task: TaskName = "",
+    model: Model = "",
     other_base: OtherBase = False,
-    rounded: Annotated[
-        bool, typer.Option("--rounded", help="Compare the adapter with itself rounded to bfloat16 instead.")
-    ] = False,
-    num_items: Annotated[int, typer.Option(metavar="N", help="Test items; 0 takes the recipe's eval.num_test.")] = 0,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    samples: Annotated[
-        int, typer.Option(metavar="K", help="Samples an item, for pass@k, majority@k and average@k.")
-    ] = 1,
-    controls: Annotated[
-        bool, typer.Option("--controls", help="All controls and side effects; written to evidence.json in the run.")
-    ] = False,
-    trained_control: Annotated[
-        list[str] | None,
-        typer.Option(metavar="RUN", help="With --controls: a run of train --control; may be repeated."),
-    ] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TASK", help="With --controls: another task or recipe, before and after; may be repeated."
-        ),
-    ] = None,
-    also_items: Annotated[int, typer.Option(metavar="N", help="Test items of each --also task.")] = 200,
-    random: Annotated[int, typer.Option(metavar="N", help="With --controls: random vectors, at least 5.")] = 5,
-    text: Annotated[str, typer.Option(metavar="FILE", help="With --controls: neutral text of your own.")] = "",
-    watts: Annotated[float, typer.Option(help="With --controls: power of a busy core, or of the GPU.")] = 10.0,
-    price: Annotated[
-        float | None, typer.Option(metavar="MONEY", help="With --controls: an hour of a core, or of the GPU.")
-    ] = None,
-    currency: Annotated[str, typer.Option(help="Of --price.")] = "USD",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="With --controls: where to write, if not into the run.")
-    ] = None,
-    items: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every reply and its scores here, one line each (JSONL).")
-    ] = None,
-    untrained: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Take the untrained model's replies from here; if it is not there, write it."
-        ),
-    ] = None,
+    rounded: Rounded = False,
+    num_items: NumItems = 0,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    controls: Controls = False,
+    trained_control: TrainedControls = None,
+    also: AlsoTasks = None,
+    also_items: AlsoItems = 200,
+    random: RandomVectors = 5,
+    text: Text = "",
+    watts: Watts = 10.0,
+    price: Price = None,
+    currency: Currency = "USD",
+    out: Out = None,
+    items: Items = None,
+    untrained: Untrained = None,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -83,16 +102,34 @@ def eval_(
       tinylora eval runs/demo-001 --controls --also gsm8k    everything that could explain the gain away
       tinylora eval runs/demo-001 --controls --trained-control runs/demo-shuffled-001
     """
-    from tinylora.evaluation.account import Prices
-    from tinylora.evaluation.compare import base_id, compare
-    from tinylora.evaluation.evidence import EvidenceOptions, gather_evidence
-    from tinylora.evaluation.items import check_writable, write_items
-    from tinylora.evaluation.resumable import EVIDENCE_FILE, ITEMS_FILE
-    from tinylora.evaluation.sampled import compare_samples
-    from tinylora.evaluation.settings import check_base_kept, check_held_out, other_protocol, settings_for_eval
-    from tinylora.evaluation.side_effects import read_text
-    from tinylora.evaluation.verdict import format_evidence
-    from tinylora.rollouts.runtime import open_runtime
+    opened, trained, config = _settings(adapter, task, model, set_ or [])
+    _check_files(items, untrained, is_plain=not (controls or samples != 1 or rounded))
+    if controls:
+        folder = _folder_of(opened, out)
+        if rounded or samples != 1 or temperature:
+            raise UserError(
+                "--controls are greedy answers of both models: leave --rounded, --samples and --temperature out"
+            )
+        options = _evidence_options(
+            num_items, random, also, also_items, trained_control, text, (watts, price, currency)
+        )
+        _check_own_task(opened, trained, config, folder)
+        _controls(opened, config, folder, options, other_base=other_base, as_json=as_json)
+        return
+    if also or trained_control or text or out or price is not None:
+        raise UserError("--also, --trained-control, --text, --price and --out go with --controls; add it")
+    runtime = _open(opened, config, other_base)
+    if samples != 1:
+        if rounded:
+            raise UserError("--samples compares with the untrained model; leave --rounded out")
+        _samples(runtime, opened, samples, temperature, num_items, seed, as_json=as_json)
+        return
+    _compare(runtime, opened, num_items, temperature, seed, items, untrained, rounded=rounded, as_json=as_json)
+
+
+def _settings(adapter: str, task: str, model: str, overrides: list[str]) -> "tuple[Adapter, RunConfig, RunConfig]":
+    """The adapter, the settings of its training, and those of this evaluation."""
+    from tinylora.evaluation.settings import check_base_kept, settings_for_eval
     from tinylora.store.adapter import open_adapter
 
     opened = open_adapter(adapter)
@@ -104,64 +141,125 @@ def eval_(
             f"{opened.label} names a scorer in Python ({trained.task.scorer}), and a file does not choose what code "
             "runs here; name the task or recipe yourself with --task"
         )
-    config = settings_for_eval(trained, task, set_ or [], is_bare=opened.run is None)
+    config = settings_for_eval(trained, task, overrides, is_bare=opened.run is None)
     check_base_kept(trained, config)
-    if (items or untrained) and (controls or samples != 1 or rounded):
+    return opened, trained, config
+
+
+def _check_files(items: Path | None, untrained: Path | None, *, is_plain: bool) -> None:
+    """Whether the files can be written is found out before a model is loaded."""
+    from tinylora.evaluation.items import check_writable
+
+    if (items or untrained) and not is_plain:
         raise UserError("--items and --untrained go with one reply an item; leave --controls, --samples, --rounded out")
     for file in (items, untrained):
         if file is not None and not (file is untrained and file.is_file()):
             check_writable(file)
-    if controls:
-        run = opened.folder
-        folder = out or (run if opened.is_own else None)
-        if folder is None:
-            raise UserError(f"{opened.label} is no run folder to write into; name one with --out")
-        if rounded or samples != 1 or temperature:
-            raise UserError(
-                "--controls are greedy answers of both models: leave --rounded, --samples and --temperature out"
-            )
-        options = EvidenceOptions(
-            num_items=num_items, random_vectors=random, also=tuple(also or ()), also_items=also_items,
-            trained=tuple(open_adapter(run) for run in trained_control or ()), text=read_text(text) if text else "",
-            prices=Prices(watts=watts, price_per_hour=price, currency=currency),
-        )  # fmt: skip
-        changed = other_protocol(trained, config)
-        if changed and run is not None and folder.resolve() == run.resolve():
-            raise UserError(
-                f"evidence in a run's own folder is of the run's own task, and {', '.join(changed)} "
-                f"{'is' if len(changed) == 1 else 'are'} not as in training; name another folder with --out"
-            )
-        check_writable(folder / EVIDENCE_FILE)
-        runtime = open_runtime(config, say=say, on=opened, other_base=other_base)
-        if opened.run is not None and runtime.task is not None:
-            check_held_out(opened.run, config, runtime.task.items("test"), say)
-        evidence = gather_evidence(runtime, opened, folder, options, say, run=run)
-        say(f"saved {folder / EVIDENCE_FILE} and, item by item, {folder / ITEMS_FILE}")
-        print_json(evidence) if as_json else print(format_evidence(evidence))
-        return
-    if also or trained_control or text or out or price is not None:
-        raise UserError("--also, --trained-control, --text, --price and --out go with --controls; add it")
+
+
+def _open(opened: "Adapter", config: "RunConfig", other_base: bool) -> "Runtime":
+    from tinylora.evaluation.settings import check_held_out
+    from tinylora.rollouts.runtime import open_runtime
+
     runtime = open_runtime(config, say=say, on=opened, other_base=other_base)
-    if opened.run is not None and runtime.task is not None:
+    if opened.run is not None:
         check_held_out(opened.run, config, runtime.task.items("test"), say)
-    if samples != 1:
-        if rounded:
-            raise UserError("--samples compares with the untrained model; leave --rounded out")
-        sampled = compare_samples(
-            runtime, opened.v, label=opened.label, num_samples=samples, temperature=temperature or 1.0,
-            num_items=num_items, seed=seed, say=say,
-        )  # fmt: skip
-        print_json({"model": config.model.name, **sampled.to_json()}) if as_json else print(sampled.text())
-        return
-    sides = (opened.v, opened.rounded("bfloat16").v) if rounded else (None, opened.v)
+    return runtime
+
+
+def _folder_of(opened: "Adapter", out: Path | None) -> Path:
+    """Where evidence goes."""
+    folder = out or (opened.folder if opened.is_own else None)
+    if folder is None:
+        raise UserError(f"{opened.label} is no run folder to write into; name one with --out")
+    return folder
+
+
+def _evidence_options(
+    num_items: int,
+    random: int,
+    also: list[str] | None,
+    also_items: int,
+    trained_control: list[str] | None,
+    text: str,
+    power: tuple[float, float | None, str],
+) -> "EvidenceOptions":
+    """power: watts, price of an hour, its currency."""
+    from tinylora.evaluation.account import Prices
+    from tinylora.evaluation.evidence import EvidenceOptions
+    from tinylora.evaluation.side_effects import read_text
+    from tinylora.store.adapter import open_adapter
+
+    watts, price, currency = power
+    return EvidenceOptions(
+        num_items=num_items, random_vectors=random, also=tuple(also or ()), also_items=also_items,
+        trained=tuple(open_adapter(run) for run in trained_control or ()), text=read_text(text) if text else "",
+        prices=Prices(watts=watts, price_per_hour=price, currency=currency),
+    )  # fmt: skip
+
+
+def _check_own_task(opened: "Adapter", trained: "RunConfig", config: "RunConfig", folder: Path) -> None:
+    from tinylora.evaluation.settings import other_protocol
+
+    changed = other_protocol(trained, config)
+    if changed and opened.folder is not None and folder.resolve() == opened.folder.resolve():
+        raise UserError(
+            f"evidence in a run's own folder is of the run's own task, and {', '.join(changed)} "
+            f"{'is' if len(changed) == 1 else 'are'} not as in training; name another folder with --out"
+        )
+
+
+def _controls(
+    opened: "Adapter", config: "RunConfig", folder: Path, options: "EvidenceOptions", *, other_base: bool, as_json: bool
+) -> None:
+    from tinylora.evaluation.evidence import gather_evidence
+    from tinylora.evaluation.items import check_writable
+    from tinylora.evaluation.resumable import EVIDENCE_FILE, ITEMS_FILE
+    from tinylora.evaluation.verdict import format_evidence
+
+    check_writable(folder / EVIDENCE_FILE)
+    runtime = _open(opened, config, other_base)
+    evidence = gather_evidence(runtime, opened, folder, options, say, run=opened.folder)
+    say(f"saved {folder / EVIDENCE_FILE} and, item by item, {folder / ITEMS_FILE}")
+    print_json(evidence) if as_json else print(format_evidence(evidence))
+
+
+def _samples(
+    runtime: "Runtime", opened: "Adapter", count: int, temperature: float, num_items: int, seed: int, *, as_json: bool
+) -> None:
+    from tinylora.evaluation.sampled import compare_samples
+
+    sampled = compare_samples(
+        runtime, opened.v, label=opened.label, num_samples=count, temperature=temperature or 1.0, num_items=num_items,
+        seed=seed, say=say,
+    )  # fmt: skip
+    print_json({"model": runtime.config.model.name, **sampled.to_json()}) if as_json else print(sampled.text())
+
+
+def _compare(
+    runtime: "Runtime",
+    opened: "Adapter",
+    num_items: int,
+    temperature: float,
+    seed: int,
+    items: Path | None,
+    untrained: Path | None,
+    *,
+    rounded: bool,
+    as_json: bool,
+) -> None:
+    from tinylora.evaluation.compare import base_id, compare
+    from tinylora.evaluation.items import write_items
+
+    against, v = (opened.v, opened.rounded("bfloat16").v) if rounded else (None, opened.v)
     compared = compare(
-        runtime, sides[1], label=opened.label, against=sides[0], num_items=num_items, temperature=temperature,
-        seed=seed, untrained=untrained, base_id=base_id(runtime) if untrained else "", say=say,
+        runtime, v, label=opened.label, against=against, num_items=num_items, temperature=temperature, seed=seed,
+        untrained=untrained, base_id=base_id(runtime) if untrained else "", say=say,
     )  # fmt: skip
     if as_json:
-        print_json({"model": config.model.name, "adapter": opened.label, **compared.to_json()})
+        print_json({"model": runtime.config.model.name, "adapter": opened.label, **compared.to_json()})
     else:
         print(compared.text())
     if items is not None:
-        sides_of = {"untrained": compared.untrained, "adapter": compared.adapter}
-        write_items(items, sides_of, {"protocol": compared.protocol})
+        replies = {"untrained": compared.untrained, "adapter": compared.adapter}
+        write_items(items, replies, {"protocol": compared.protocol})
