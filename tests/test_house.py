@@ -173,6 +173,20 @@ def test_the_law_finds_what_it_forbids(tmp_path: Path) -> None:
     assert circles(imports, package) == [["tinylora.low.c", "tinylora.low.d"]]
 
 
+def test_tests_mirror_the_packages() -> None:
+    """tests/<package>/test_<module>.py, perhaps with a word more; test_<package>.py is of the package as a whole."""
+    for path in sorted((ROOT / "tests").glob("*/test_*.py")):
+        package = PACKAGE / path.parent.name
+        if not package.is_dir():
+            continue  # of bench/ and docs/
+        names = {one.stem for one in package.rglob("*.py")} | {one.name for one in package.rglob("*") if one.is_dir()}
+        names = {name for name in names if not name.startswith("_")} | {package.name}
+        name = path.stem.removeprefix("test_")
+        assert any(name == one or name.startswith(f"{one}_") for one in names), f"{path}: of which module is it?"
+    packages = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
+    assert packages - {"bench", "docs"} <= set(floors())
+
+
 WAITS = {"wait", "join", "communicate", "get"}
 RUNS = {"run", "check_output", "check_call", "call"}
 

@@ -18,7 +18,7 @@ def test_bfloat16_is_as_good_on_older_processors(onednn: str, aten: str) -> None
     """Once a bound held on one processor alone. `make test-processors` runs all that computes in this way."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bfloat16_is_as_close"]
     done = subprocess.run(
-        [*command, "tests/test_generation.py"],
+        [*command, "tests/generation/test_engine_conformance.py"],
         cwd=ROOT,
         env={**os.environ, "ONEDNN_MAX_CPU_ISA": onednn, "ATEN_CPU_CAPABILITY": aten},
         capture_output=True,

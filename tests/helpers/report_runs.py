@@ -1,6 +1,6 @@
 """Run folders written by hand for the report's tests and for looking at it: no model, a second each.
 
-python tests/report_runs.py FOLDER      a few runs to try `tinylora report` on
+python tests/helpers/report_runs.py FOLDER      a few runs to try `tinylora report` on
 """
 
 import json
