@@ -149,7 +149,7 @@ def _write_evidence(
     conditions = [
         Condition(
             name=name, kind=kind, label=label + labels.get(name, f"random vector {name[-1]} of the same norm"),
-            results=tuple(answers[name]), account=account, details=details.get(name, {}),
+            replies=tuple(answers[name]), account=account, details=details.get(name, {}),
         )
         for name, kind, _ in CONDITIONS
     ]  # fmt: skip
@@ -182,7 +182,7 @@ def _write_evidence(
         if "validation_strict" in row
     ]  # fmt: skip
     (path / "evidence.json").write_text(json.dumps(found), encoding="utf-8")
-    lines = [{"condition": one.name, **asdict(result)} for one in conditions for result in one.results]
+    lines = [{"condition": one.name, **result.row()} for one in conditions for result in one.replies]
     write_lines(path / "evidence_items.jsonl", lines)
 
 

@@ -14,7 +14,6 @@ KINDS = {
     "kernels": "compiled kernels of the rollout engine",
     "bases": "base models seen here, by fingerprint",
     "digests": "remembered checksums",
-    "calibration": "measured speeds of this machine",
 }
 
 
