@@ -119,8 +119,11 @@ class OptimConfig:
     lr: float = 4e-3
     """Adam's learning rate."""
     beta1: float = 0.9
+    """Decay of Adam's running mean of the gradient."""
     beta2: float = 0.99
+    """Decay of Adam's running mean of the squared gradient."""
     eps: float = 1e-8
+    """Added to the denominator of Adam's step."""
     max_grad_norm: float = 0.0
     """Clip the gradient's norm at this value; 0 is off."""
     warmup_steps: int = 0
