@@ -2,6 +2,7 @@
 
 tests/golden/story.json was written by `golden_story.py` under that commit; see there. Floats may differ by rounding,
 which another processor does otherwise; two versions on one machine are compared bit by bit by `bench/house.py`.
+The help of the verbs is no chapter: docs/cli.md holds it, and tests/docs/test_generated.py checks it.
 """
 
 import json

@@ -21,5 +21,5 @@ def test_a_section_is_called_by_the_first_paragraph_of_its_docstring() -> None:
     about = {section.name: section.about for section in describe_sections()}
     assert about["optim"] == "Adam on v."
     assert about["adapter"].startswith("W' = W + U") and "Raises" not in about["adapter"]
-    assert about["reward"] == "Weights of the task's scores in the reward."  # no dataclass: its keys are free
+    assert about["reward"].startswith("Weights of the task's scores")  # no dataclass: its keys are free
     assert all(about.values())

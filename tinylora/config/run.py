@@ -227,7 +227,7 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     reward: dict[str, float] = field(default_factory=lambda: {"strict": 1.0})
-    """Weights of the task's scores in the reward."""
+    """Weights of the task's scores in the reward, by name; --set reward.value_only=0.2 adds one."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     sft: SftConfig = field(default_factory=SftConfig)
