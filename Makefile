@@ -22,6 +22,7 @@ STAMP := .venv/.ready-$(INPUTS_HASH)
 BENCH_STAMP := .venv-bench/.ready-$(INPUTS_HASH)
 INTEROP_STAMP := .venv-interop/.ready-$(INPUTS_HASH)
 BROWSER_STAMP := .venv-browser/.ready-$(INPUTS_HASH)
+DOCS_STAMP := .venv-docs/.ready-$(INPUTS_HASH)
 
 # For make test-processors.
 TESTS ?= tests
@@ -30,7 +31,7 @@ TESTS ?= tests
 PAGES ?= $(wildcard runs/*/report.html)
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help demo test test-processors lint format bench-setup interop-setup report-check clean
+.PHONY: help demo test test-processors lint format bench-setup interop-setup report-check docs docs-serve clean
 
 help:
 	@echo "make demo         train 13 numbers of a real model, and measure what they changed (some 7 minutes on 2 cores)"
@@ -41,7 +42,8 @@ help:
 	@echo "make bench-setup  an environment of its own, .venv-bench, with the peers that bench/ compares with"
 	@echo "make interop-setup  another, .venv-interop, with llama.cpp and lm-evaluation-harness (compiles for minutes)"
 	@echo "make report-check  open reports in a headless browser (PAGES='a.html b.html'; else all in runs/)"
-	@echo "make clean        remove all environments (the model cache stays: see tinylora cache)"
+	@echo "make docs         build the site of docs/ into site/ (docs-serve shows it at http://127.0.0.1:8000)"
+	@echo "make clean        remove all environments and site/ (the model cache stays: see tinylora cache)"
 
 demo: $(STAMP)
 	.venv/bin/tinylora train demo
@@ -74,6 +76,14 @@ interop-setup: $(INTEROP_STAMP)
 report-check: $(BROWSER_STAMP)
 	@test -n "$(strip $(PAGES))" || { echo "there is no page to check; write one with: tinylora report runs/demo-001" >&2; exit 2; }
 	.venv-browser/bin/python bench/report_screens.py $(PAGES)
+
+# mkdocs.yml says what becomes of docs/. Without the variable each run prints a notice about versions to come.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+	@echo "open site/index.html; searching it needs make docs-serve"
+
+docs-serve: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
 
 # $(1): folder of the environment, $(2): what pip installs. A folder without the stamp is not trusted, only reused. pip
 # would compile 17,000 files in minutes; Python compiles the tenth of them that is used when it first imports them.
@@ -108,5 +118,8 @@ $(BROWSER_STAMP):
 	$(call set_up,.venv-browser,playwright)
 	$(if $(CHROMIUM),,.venv-browser/bin/python -m playwright install chromium)
 
+$(DOCS_STAMP):
+	$(call set_up,.venv-docs,'mkdocs<2' 'mkdocs-material<10')
+
 clean:
-	rm -rf .venv .venv-bench .venv-interop .venv-browser .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-interop .venv-browser .venv-docs site .mypy_cache .pytest_cache .ruff_cache

@@ -13,14 +13,19 @@ if TYPE_CHECKING:
     from tinylora.models.load import load_base_model
     from tinylora.store.adapter import open_adapter
     from tinylora.store.adapter_file import load_vector
+    from tinylora.tasks import build_task
+    from tinylora.tasks.config import PromptConfig, TaskConfig
     from tinylora.training.train import resume, train
 
 noise.drop()
 __version__ = "0.1.0"
 __all__ = [
     "AdapterConfig",
+    "PromptConfig",
+    "TaskConfig",
     "UserError",
     "attach",
+    "build_task",
     "load_adapter",
     "load_base_model",
     "load_recipe",
@@ -32,8 +37,11 @@ __all__ = [
 
 _HOMES = {
     "AdapterConfig": "tinylora.adapter.config",
+    "PromptConfig": "tinylora.tasks.config",
+    "TaskConfig": "tinylora.tasks.config",
     "UserError": "tinylora.errors",
     "attach": "tinylora.adapter.attach",
+    "build_task": "tinylora.tasks",
     "load_adapter": "tinylora.methods.put_on",
     "load_base_model": "tinylora.models.load",
     "load_recipe": "tinylora.config.recipe",

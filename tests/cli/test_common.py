@@ -26,7 +26,7 @@ from tinylora.tasks.config import TaskConfig
 
 VERBS = (
     "train", "eval", "chat", "inspect", "bench", "cache", "recipes", "encode", "decode", "verify", "export", "import",
-    "diff", "mix", "card", "push", "pull", "report", "sweep", "figure",
+    "diff", "mix", "card", "push", "pull", "report", "sweep", "figure", "settings",
 )  # fmt: skip
 
 

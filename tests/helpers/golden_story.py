@@ -28,10 +28,6 @@ BEGUN = TESTS / "golden" / "begun-001"
 CLOCK = {"seconds", "rollout_seconds", "tokens_per_second", "cpu_seconds", "seconds_trained", "plan"}
 MACHINE = {"account", "speed", "memory", "peak_memory_bytes"}
 """Keys whose values a clock or a machine decides."""
-VERBS = (
-    "train", "eval", "report", "chat", "sweep", "figure", "inspect", "bench", "encode", "decode", "verify", "export",
-    "import", "diff", "mix", "card", "push", "pull", "recipes", "cache",
-)  # fmt: skip
 
 SCORER = '''"""Scores of the story: how many characters have an even code."""
 
@@ -250,8 +246,6 @@ def live() -> dict[str, Any]:
     prepare()
     story = Story()
     story.told["public names"] = sorted(tinylora.__all__)
-    for verb in ("", *VERBS):
-        story.command(f"help {verb}".strip(), *([verb] if verb else []), "--help", keep=str)
     for name, settings in RUNS.items():
         train(story, name, *settings)
     shutil.copytree(BEGUN, "runs/begun-002")

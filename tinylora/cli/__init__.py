@@ -22,6 +22,7 @@ from tinylora.cli import (  # noqa: F401 (their verbs)
     inspect,
     mix,
     report,
+    settings,
     sweep,
     train,
     verify,
@@ -68,4 +69,5 @@ def _top(
       tinylora chat runs/demo-001                  both of them answer what you type
       tinylora report runs/demo-001                one page with everything that was measured
       tinylora inspect Qwen/Qwen2.5-7B-Instruct    what would be trained in another model
+      tinylora settings optim                      the settings of the optimiser, each with its default
     """

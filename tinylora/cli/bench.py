@@ -13,7 +13,9 @@ from tinylora.talk import say_to_stderr as say
 @app.command()
 @verb
 def bench(
-    model: Annotated[str, typer.Argument(help="The embedded model, a folder, a .gguf file, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The embedded model, a folder, a .gguf file, or a hub id.")
+    ],
     batch: Annotated[str, typer.Option(help="Rows at once, separated by commas; each is measured.")] = "1,8,64",
     prompt: Annotated[int, typer.Option(help="Tokens of each row's prompt.")] = 128,
     new: Annotated[int, typer.Option(help="Tokens generated on each row.")] = 64,

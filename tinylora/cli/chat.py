@@ -15,7 +15,7 @@ from tinylora.talk import say_to_stderr as say
 @app.command()
 @verb
 def chat(
-    run: Annotated[str, typer.Argument(metavar="[RUN|ADAPTER]", help="A run folder, an adapter file, or a code.")] = "",
+    run: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run folder, an adapter file, or a code.")] = "",
     adapter: Annotated[str, typer.Option(metavar="ADAPTER", help="The same as an option.")] = "",
     model: Annotated[
         str, typer.Option(help="The base model, where it is not the one of training or is not known.")

@@ -27,7 +27,8 @@ class _InOrderOfUse(typer.core.TyperGroup):
 
     ORDER = (
         "train", "eval", "report", "chat", "sweep", "figure", "inspect", "bench", "encode", "decode", "verify",
-        "export", "import", "diff", "mix", "card", "push", "pull", "recipes", "cache",
+        "export", "import", "diff", "mix", "card", "push", "pull", "recipes", "settings",
+        "cache",
     )  # fmt: skip
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -49,7 +49,7 @@ def mix(
     model: Model = "",
     as_json: Json = False,
 ) -> None:
-    """Average or interpolate adapters: a weighted sum of their numbers.
+    """Average or interpolate adapters. The result has the weighted sum of their numbers.
 
     \b
     Examples:

@@ -28,7 +28,7 @@ class Control(Enum):
 @app.command()
 @verb
 def train(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe's name, or a .toml file.")] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe's name, or a .toml file.")] = None,
     set_: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print counts, tokens, memory and hours; load no weights, train nothing.")

@@ -1,4 +1,4 @@
-"""What every setting is: its type in words, its default, and the string under its field."""
+"""What every setting is: its type in words, its default, and the string under its field; and what a section is."""
 
 import ast
 import inspect
@@ -31,6 +31,29 @@ class FieldHelp:
     """As TOML."""
     help: str
     """The string under the field in the source; empty where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SectionHelp:
+    """One section with its settings."""
+
+    name: str
+    """As a recipe writes it in brackets."""
+    about: str
+    """The first paragraph of its docstring, on one line; where its keys are free, the string under its field."""
+    settings: tuple[FieldHelp, ...]
+    """In the order of the source. A section whose keys are free is a single setting, of its own name."""
+
+
+def describe_sections() -> list[SectionHelp]:
+    """Every section there is, in the order of `RunConfig`."""
+    hints = hints_of(RunConfig)
+    sections = []
+    for name, rows in itertools.groupby(describe_fields(), key=lambda row: row.key.partition(".")[0]):
+        settings = tuple(rows)
+        about = (inspect.getdoc(hints[name]) or "") if is_section(hints[name]) else settings[0].help
+        sections.append(SectionHelp(name, " ".join(about.partition("\n\n")[0].split()), settings))
+    return sections
 
 
 def describe_fields() -> list[FieldHelp]:

@@ -119,8 +119,11 @@ class OptimConfig:
     lr: float = 4e-3
     """Adam's learning rate."""
     beta1: float = 0.9
+    """Decay of Adam's running mean of the gradient."""
     beta2: float = 0.99
+    """Decay of Adam's running mean of the squared gradient."""
     eps: float = 1e-8
+    """Added to the denominator of Adam's step."""
     max_grad_norm: float = 0.0
     """Clip the gradient's norm at this value; 0 is off."""
     warmup_steps: int = 0
@@ -224,7 +227,7 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     reward: dict[str, float] = field(default_factory=lambda: {"strict": 1.0})
-    """Weights of the task's scores in the reward."""
+    """Weights of the task's scores in the reward, by name; --set reward.value_only=0.2 adds one."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     sft: SftConfig = field(default_factory=SftConfig)
