@@ -73,7 +73,7 @@ interop-setup: $(INTEROP_STAMP)
 
 report-check: $(BROWSER_STAMP)
 	@test -n "$(strip $(PAGES))" || { echo "there is no page to check; write one with: tinylora report runs/demo-001" >&2; exit 2; }
-	.venv-browser/bin/python bench/report_screens.py $(PAGES)
+	.venv-browser/bin/python -m bench.trust.report_screens $(PAGES)
 
 # $(1): folder of the environment, $(2): what pip installs. A folder without the stamp is not trusted, only reused. pip
 # would compile 17,000 files in minutes; Python compiles the tenth of them that is used when it first imports them.

@@ -66,9 +66,13 @@ def commit() -> str:
 
 
 def finish(name: str, result: Mapping[str, Any], save: bool, packages: Sequence[str] = PACKAGES) -> None:
-    """Print the result, with machine, versions, load and commit, as the last line; keep it in results/ if asked to."""
+    """Print the result, with machine, versions, load and commit, as the last line; keep it in results/ if asked to.
+
+    `name` begins with the script's own folder, as in `speed/rollout`: a result lies where its script does.
+    """
     full = {**result, "machine": machine(), "versions": versions(packages), "load": load(), "commit": commit()}
     if save:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(full, indent=2) + "\n")
+        path = RESULTS / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(full, indent=2) + "\n")
     print(json.dumps(full))

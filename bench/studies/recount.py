@@ -1,6 +1,6 @@
 """Count the answers kept in docs/studies again: shares, and every condition against the adapter, from nothing else.
 
-    python bench/recount.py docs/studies/dial-smollm2 [--against rl-tinylora-13] [--seed 0] [--save]
+    python -m bench.studies.recount docs/studies/dial-smollm2 [--against rl-tinylora-13] [--seed 0] [--save]
 
 Each file NAME.jsonl.gz holds lines with condition, item and scores; "tuned" is the adapter. The p values of a file are
 also adjusted together (Benjamini-Hochberg), as `tinylora eval --controls` does. What untrained.jsonl.gz holds is
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import finish
 
+from bench.common import finish
 from tinylora.evaluation.statistics.paired import paired_result, pooled_result
 from tinylora.evaluation.statistics.power import adjusted_p_values
 
@@ -119,7 +119,7 @@ def main() -> None:
         raise SystemExit(f"no file {args.against}_s*.jsonl.gz in {args.folder}")
     result = {"folder": args.folder.name, "files": counted, "pooled": pooled(cells, shared, args.against)}
     only = "" if args.seed is None else f"_seed{args.seed}"
-    finish(f"recount_{args.folder.name}{only}", result, args.save)
+    finish(f"studies/recount_{args.folder.name}{only}", result, args.save)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ both checksums made right again. An input is *wrongly accepted* if it is decoded
 it back: an adapter has one encoding. A *crash* is any exception but the refusal, one that takes more than a second, or
 a refusal that is not one short sentence.
 
-    python bench/fuzz_format.py [--inputs 200000] [--seed 0] [--save]
+    python -m bench.trust.fuzz_format [--inputs 200000] [--seed 0] [--save]
 """
 
 import argparse
@@ -20,8 +20,8 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-from common import finish
 
+from bench.common import finish
 from tinylora.adapter import code as code_module
 from tinylora.adapter.code import ALPHABET, PREFIX, from_code, to_code
 from tinylora.adapter.config import AdapterConfig
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/fuzz_format.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/trust/fuzz_format.json")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     originals = pool(rng)
@@ -184,7 +184,7 @@ def main() -> None:
         "memory_grown_mb": round(peak_mb() - before, 1),
         "seed": arguments.seed,
     }
-    finish("fuzz_format", result, arguments.save)
+    finish("trust/fuzz_format", result, arguments.save)
     if counts["crashes"] or counts["wrongly_accepted"]:
         raise SystemExit(1)
 

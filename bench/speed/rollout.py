@@ -36,7 +36,7 @@ settings above 109, 128 rows 160, 256 rows 61; at 64 rows a static cache 63, eag
 continuous batching (`generate_batch`) fails for every request under inference mode; under no_grad it took 90 seconds
 for 8 rows of 8 tokens, and generate 21. So: sdpa, a dynamic cache, and 128 rows at once where there are as many.
 
-    python bench/rollout.py [MODEL ...] [--only 8x8,chat] [--quick] [--save]
+    python -m bench.speed.rollout [MODEL ...] [--only 8x8,chat] [--quick] [--save]
 """
 
 import argparse
@@ -53,11 +53,11 @@ from typing import Any
 
 import psutil
 import torch
-from common import finish
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
+from bench.common import finish
 from tinylora.adapter.attach import AttachedAdapter, attach
 from tinylora.adapter.config import AdapterConfig
 from tinylora.generation.transformers_backend import TransformersEngine
@@ -571,8 +571,8 @@ def main() -> None:
     parser.add_argument(
         "--save",
         action="store_true",
-        help="keep the result in bench/results/rollout.json; with --only peer, in rollout_peer.json; on a GPU, in "
-        "rollout_cuda.json",
+        help="keep the result in bench/results/speed/rollout.json; with --only peer, in rollout_peer.json; on a GPU, "
+        "in rollout_cuda.json",
     )
     arguments = parser.parse_args()
     if arguments.quick and arguments.save:
@@ -603,7 +603,7 @@ def main() -> None:
         "settings": {**vars(arguments), "models": list(models), "cells": cells, "sizes": asdict(sizes)},
         "seconds": round(time.perf_counter() - start),
     }
-    name = "rollout_peer" if cells == ["peer"] else "rollout"
+    name = "speed/rollout_peer" if cells == ["peer"] else "speed/rollout"
     finish(name if arguments.device == "cpu" else f"{name}_{arguments.device}", result, arguments.save)
 
 

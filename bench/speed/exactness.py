@@ -9,7 +9,7 @@ with the batch: all together, eight at a time, and alone.
 The reference's log-softmax is taken in float64: in float32, over the 151,936 entries of Qwen's vocabulary, the
 reference itself is off by some 2e-5.
 
-    python bench/exactness.py MODEL [MODEL ...] [--prompts 50] [--rows 64] [--threads 1] [--save]
+    python -m bench.speed.exactness MODEL [MODEL ...] [--prompts 50] [--rows 64] [--threads 1] [--save]
 """
 
 import argparse
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import finish
 from torch import Tensor
 from transformers import DynamicCache
 
+from bench.common import finish
 from tinylora.generation.native.engine import NativeEngine
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.models.base import BaseModel
@@ -161,11 +161,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="completions sampled in batches of several sizes")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of a sampled completion")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/exactness.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/speed/exactness.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     models = [one_model(name, arguments) for name in arguments.models]
-    finish("exactness", {"targets": TARGETS, "near_tie": NEAR_TIE, "models": models}, arguments.save)
+    finish("speed/exactness", {"targets": TARGETS, "near_tie": NEAR_TIE, "models": models}, arguments.save)
 
 
 if __name__ == "__main__":

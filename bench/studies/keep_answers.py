@@ -5,9 +5,9 @@ replies, and one with the untrained model's, which answered the same items for a
 questions left out: the recipe gives them back. Of a run that `tinylora eval RUN --controls` was asked about, one file
 with every condition; of a run's final evaluation, the adapter's greedy replies as those of a cell.
 
-    python bench/keep_answers.py runs/mine docs/studies/NAME --results NAME            results.json as well
-    python bench/keep_answers.py runs/demo-001 docs/studies/NAME --controls --results NAME      evidence.json as well
-    python bench/keep_answers.py runs/demo-001 docs/studies/NAME --cell 13-numbers     result_items.jsonl as CELL_sSEED
+    python -m bench.studies.keep_answers runs/mine docs/studies/NAME --results NAME    (results.json as well)
+    python -m bench.studies.keep_answers RUN docs/studies/NAME --controls --results NAME    (evidence.json as well)
+    python -m bench.studies.keep_answers RUN docs/studies/NAME --cell 13-numbers    (result_items.jsonl as CELL_sSEED)
 """
 
 import argparse
@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+from bench.common import RESULTS
 
 KEPT = ("condition", "item_id", "answer", "text", "strict", "value_only", "answered", "stopped", "num_tokens")
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--results", default="", help="keep the summary as bench/results/RESULTS.json")
+    parser.add_argument("--results", default="", help="keep the summary as bench/results/studies/RESULTS.json")
     parser.add_argument("--controls", action="store_true", help="SWEEP is a run with evidence.json")
     parser.add_argument("--only", default="", help="this cell alone")
     parser.add_argument("--cell", default="", help="SWEEP is a run with a final evaluation, kept under this name")
@@ -53,7 +53,9 @@ def main() -> None:
         evidence = json.loads((args.sweep / "evidence.json").read_text(encoding="utf-8"))
         evidence["run"] = args.sweep.name  # where it lay on this machine is nobody's business
         write(args.out / f"{args.results}.jsonl.gz", rows_of(args.sweep / "evidence_items.jsonl"))
-        (RESULTS / f"{args.results}.json").write_text(json.dumps(evidence, indent=2) + "\n", encoding="utf-8")
+        (RESULTS / "studies" / f"{args.results}.json").write_text(
+            json.dumps(evidence, indent=2) + "\n", encoding="utf-8"
+        )
         return
     results = json.loads((args.sweep / "results.json").read_text(encoding="utf-8"))
     untrained: list[dict[str, Any]] = []
@@ -75,7 +77,9 @@ def main() -> None:
         raise SystemExit(f"no run of {args.sweep} is done")
     write(args.out / "untrained.jsonl.gz", untrained)
     if args.results:
-        (RESULTS / f"{args.results}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (RESULTS / "studies" / f"{args.results}.json").write_text(
+            json.dumps(results, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

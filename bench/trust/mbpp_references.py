@@ -4,7 +4,7 @@ Every reference solution is run as a reply's code would be. Those that fail are 
 are the data set's, not a model's), to tell faults of the data from faults of the sandbox. Then one batch as training
 scores it: replies to `--batch` items one after the other, right ones and broken ones in turn.
 
-    python bench/mbpp_references.py --path FOLDER [--batch 96] [--save]
+    python -m bench.trust.mbpp_references --path FOLDER [--batch 96] [--save]
 
 FOLDER holds train.jsonl and test.jsonl of MBPP; without it they come from the hub.
 """
@@ -17,8 +17,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from common import finish
-
+from bench.common import finish
 from tinylora.config.recipe import load_recipe
 from tinylora.tasks import build_task
 from tinylora.tasks.base import Item
@@ -37,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", default="", help="folder with train.jsonl and test.jsonl; empty takes the hub")
     parser.add_argument("--batch", type=int, default=96, help="replies of one training step")
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/mbpp_references.json")
+    parser.add_argument(
+        "--save", action="store_true", help="keep the result in bench/results/trust/mbpp_references.json"
+    )
     arguments = parser.parse_args()
 
     config = load_recipe("mbpp", [f"task.path={arguments.path}"])
@@ -94,7 +95,7 @@ def main() -> None:
         "timeout_seconds": scorer.timeout_seconds,
         "memory_mb": scorer.memory_mb,
     }  # fmt: skip
-    finish("mbpp_references", result, arguments.save)
+    finish("trust/mbpp_references", result, arguments.save)
 
 
 if __name__ == "__main__":

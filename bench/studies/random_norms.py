@@ -5,16 +5,16 @@ destroy the model, shorter ones might not. Here random directions are tried at s
 validation items, and the best of all on the test items, beside the adapter and the untrained model. It gets more
 samples than training did.
 
-    python bench/random_norms.py runs/demo-001 [--factors 0.5 0.25 0.125] [--vectors 15] [--save-as NAME]
+    python -m bench.studies.random_norms runs/demo-001 [--factors 0.5 0.25 0.125] [--vectors 15] [--save-as NAME]
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from common import finish
 from torch import Tensor
 
+from bench.common import finish
 from tinylora.config.recipe import load_recipe
 from tinylora.evaluation.conditions import random_vectors
 from tinylora.evaluation.statistics.paired import paired_result
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--factors", type=float, nargs="+", default=[0.5, 0.25, 0.125])
     parser.add_argument("--vectors", type=int, default=15)
     parser.add_argument("--num-items", type=int, default=1000)
-    parser.add_argument("--save-as", default="", help="keep the result as bench/results/NAME.json")
+    parser.add_argument("--save-as", default="", help="keep the result as bench/results/studies/NAME.json")
     args = parser.parse_args()
     opened = open_adapter(args.run)
     config = load_recipe(str(args.run / "config.toml"), ["train.num_threads=0"])
@@ -63,7 +63,7 @@ def main() -> None:
                    "p_value": p.p_value} for name, p in pairs.items()
         },
     }  # fmt: skip
-    finish(args.save_as or "random_norms", result, bool(args.save_as))
+    finish(f"studies/{args.save_as or 'random_norms'}", result, bool(args.save_as))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 The recipe's own prompt, its alternatives (eval.prompts) and those below, greedy and sampled, on validation items alone.
 Test items are never looked at.
 
-    python bench/prompts.py [--items 256] [--set section.key=value] [--save]
+    python -m bench.studies.prompts [--items 256] [--set section.key=value] [--save]
 """
 
 import argparse
@@ -11,8 +11,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from common import finish
-
+from bench.common import finish
 from tinylora.config.recipe import load_recipe
 from tinylora.evaluation.statistics.paired import wilson_interval
 from tinylora.rollouts.prompts import prompt_candidates
@@ -62,7 +61,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="of the sampling; 0 takes the recipe's")
     parser.add_argument("--own", action="store_true", help="leave out this script's prompts; take the recipe's alone")
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/prompts.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/studies/prompts.json")
     arguments = parser.parse_args()
 
     config = load_recipe(arguments.recipe, arguments.overrides)
@@ -92,7 +91,7 @@ def main() -> None:
         "best": rows[0]["prompt"],
         "prompts": rows,
     }
-    finish("prompts", result, arguments.save)
+    finish("studies/prompts", result, arguments.save)
 
 
 if __name__ == "__main__":

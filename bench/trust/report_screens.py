@@ -7,7 +7,7 @@ id stands twice or a link leads nowhere, or if a box that scrolls on the screen 
 PDF are for people to look at.
 
     make report-check PAGES=runs/demo-001/report.html
-    python bench/report_screens.py runs/demo-001/report.html [--out FOLDER] [--browser PATH]
+    python -m bench.trust.report_screens runs/demo-001/report.html [--out FOLDER] [--browser PATH]
 """
 
 import argparse

@@ -4,7 +4,7 @@ A decode step of 64 rows has some three hundred barriers. Threads that sleep at 
 spin hold the core that the thread they wait for needs. For each GOMP_SPINCOUNT, with OMP_WAIT_POLICY=PASSIVE, and for
 libgomp as it comes: the step in a process alone, then in two at once with as many threads each as there are cores.
 
-    python bench/spin.py [--model smollm2-135m-instruct] [--counts 0,1000,10000] [--save]
+    python -m bench.speed.spin [--model smollm2-135m-instruct] [--counts 0,1000,10000] [--save]
 """
 
 import argparse
@@ -15,13 +15,13 @@ import subprocess
 import sys
 from typing import Any
 
-from common import finish
+from bench.common import ROOT, finish
 
 
 def child(model: str) -> None:
     import torch
-    from rollout import draw_rollouts, make_engine, step_seconds
 
+    from bench.speed.rollout import draw_rollouts, make_engine, step_seconds
     from tinylora.models.load import load_base_model
     from tinylora.system.cores import available_threads
 
@@ -37,9 +37,8 @@ def start(model: str, count: str) -> "subprocess.Popen[str]":
     env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     if count != "as it comes":
         env |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": count}
-    return subprocess.Popen(
-        [sys.executable, __file__, "--child", "--model", model], env=env, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "bench.speed.spin", "--child", "--model", model]
+    return subprocess.Popen(command, env=env | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
 
 
 def measure(model: str, count: str, processes: int) -> float:
@@ -66,7 +65,7 @@ def main() -> None:
             "two_at_once_ms": measure(arguments.model, count, 2),
         }
         print(f"{count}: {found[count]}", file=sys.stderr, flush=True)
-    finish("spin", {"step_ms_by_spin_count": found, "model": arguments.model}, arguments.save)
+    finish("speed/spin", {"step_ms_by_spin_count": found, "model": arguments.model}, arguments.save)
 
 
 if __name__ == "__main__":

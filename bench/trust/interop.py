@@ -13,7 +13,7 @@ On a real model in float32, everything against the tool itself:
 The last two run in an interpreter of their own (--peer-python; bench/peers/README.md says how to make one) and are left
 out, with a word, where it lacks the package. PEFT runs in this one.
 
-    python bench/interop.py [--model smollm2-135m-instruct] [--peer-python PATH] [--save]
+    python -m bench.trust.interop [--model smollm2-135m-instruct] [--peer-python PATH] [--save]
 """
 
 import argparse
@@ -29,10 +29,10 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from common import ROOT, finish
-from portability import NEAR_TIE, prompts
 from torch import Tensor
 
+from bench.common import ROOT, finish
+from bench.trust.portability import NEAR_TIE, prompts
 from tinylora.adapter.attach import AttachedAdapter, attach, attach_explicit
 from tinylora.adapter.config import AdapterConfig
 from tinylora.generation.transformers_backend import TransformersEngine
@@ -261,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a base that is a GGUF file")
     parser.add_argument("--peer-python", default=str(ROOT / ".venv-interop" / "bin" / "python"))
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/interop.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/trust/interop.json")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     base = load_base_model(arguments.model, device="cpu", dtype="float32")
@@ -289,7 +289,7 @@ def main() -> None:
         "lm_eval": harness,
         "model": arguments.model,
     }
-    finish("interop", result, arguments.save)
+    finish("trust/interop", result, arguments.save)
 
 
 if __name__ == "__main__":

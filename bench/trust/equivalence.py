@@ -5,7 +5,7 @@ the packed forward with frozen weights, PEFT's by its own layers in transformers
 sqrt(S) V^T where the paper writes U S R V^T; P carries the difference. Two updates a batch, so that the second loss
 depends on how the first one moved v. Compared: loss, gradient norm, and v itself.
 
-    python bench/equivalence.py [--model NAME] [--recipe demo-tiled] [--steps 10] [--save]
+    python -m bench.trust.equivalence [--model NAME] [--recipe demo-tiled] [--steps 10] [--save]
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish
 
+from bench.common import finish
 from tinylora.adapter.attach import AttachedAdapter
 from tinylora.config.method import MethodConfig
 from tinylora.config.recipe import load_recipe
@@ -110,7 +110,7 @@ def main() -> None:
     changes = ["model.dtype=float32", f"train.num_threads={args.threads}"]
     config = load_recipe(args.recipe, [*changes, *([f"model.name={args.model}"] if args.model else [])])
     found = compare(config, args.steps)
-    finish("equivalence", {"recipe": args.recipe, "model": config.model.name, **found}, args.save)
+    finish("trust/equivalence", {"recipe": args.recipe, "model": config.model.name, **found}, args.save)
 
 
 if __name__ == "__main__":

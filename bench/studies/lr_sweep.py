@@ -4,7 +4,7 @@ Public trainings of so few numbers use rates up to 2e-4, at which they barely mo
 of its own (a run folder below --out, without the final evaluation); validation is greedy, on the same items every time,
 and compared with the untrained model item by item at the end. Test items are never looked at.
 
-    python bench/lr_sweep.py [--rates 1e-3 1e-2] [--seeds 0 1] [--steps 30] [--set section.key=value] [--save]
+    python -m bench.studies.lr_sweep [--rates 1e-3 1e-2] [--seeds 0 1] [--steps 30] [--set section.key=value] [--save]
 """
 
 import argparse
@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import finish
-
+from bench.common import finish
 from tinylora.config.recipe import load_recipe
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
@@ -123,7 +122,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("--out", type=Path, default=Path("runs/lr-sweep"))
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/lr_sweep.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/studies/lr_sweep.json")
     arguments = parser.parse_args()
 
     config = load_recipe(arguments.recipe, arguments.overrides)
@@ -144,7 +143,7 @@ def main() -> None:
         "rates": rows,
         "runs": runs,
     }
-    finish("lr_sweep", result, arguments.save)
+    finish("studies/lr_sweep", result, arguments.save)
 
 
 if __name__ == "__main__":

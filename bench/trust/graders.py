@@ -1,6 +1,6 @@
 """Do our scorers judge as others do? The same replies under our scorers, math-verify and lm-evaluation-harness.
 
-Replies: bench/data/grader_replies.jsonl, a 0.5B model's to 100 GSM8K problems (bench/graders_replies.py), and
+Replies: bench/data/grader_replies.jsonl, a 0.5B model's to 100 GSM8K problems (bench/trust/graders_replies.py), and
 bench/data/grader_cases.jsonl, written by hand, with `right`: whether a reader takes the reply's answer for right.
 
 math-verify is called as its documentation does. The harness's verdicts are its own code's, run in an interpreter of
@@ -9,7 +9,7 @@ hendrycks_math and minerva_math on what stands in the last box. Every disagreeme
 verdicts and, from bench/data/grader_notes.jsonl, who is right and why, judged by reading: ours, theirs, neither, or
 format (the value is right, and our strict score asks for a form that the reply does not have).
 
-    python bench/graders.py [--peer-python PATH] [--save]
+    python -m bench.trust.graders [--peer-python PATH] [--save]
 
 Talk goes to stderr; the last line of stdout is the result as JSON.
 """
@@ -23,8 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, finish
-
+from bench.common import ROOT, finish
 from tinylora.config.recipe import load_recipe
 from tinylora.tasks.build import make_scorer
 from tinylora.tasks.scorers.text import Scorer, TextScorer
@@ -183,7 +182,7 @@ def against_the_reader(replies: list[dict[str, Any]], verdicts: dict[str, list[A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default=str(ROOT / ".venv-interop" / "bin" / "python"))
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/graders.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/trust/graders.json")
     arguments = parser.parse_args()
     replies = outputs()
     verdicts: dict[str, list[Any]] = {**our_verdicts(replies), DIRECT: direct(replies)}
@@ -213,7 +212,7 @@ def main() -> None:
         "listed": listed,
         "verdicts": {name: "".join(LETTERS[v] for v in row) for name, row in verdicts.items()},
     }
-    finish("graders", result, arguments.save, packages=("math-verify", "latex2sympy2-extended", "sympy"))
+    finish("trust/graders", result, arguments.save, packages=("math-verify", "latex2sympy2-extended", "sympy"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ batch; and in another one the same, then a GRPO step on that batch. Peaks are th
 when the model was loaded, Python and its libraries included. `train_to_sample` is the one over the other. A GGUF file
 of few bits is dequantised to a bfloat16 folder first, as every load of it does, and that folder is what is quantised.
 
-    python bench/quantised.py [--model NAME ...] [--kinds none bnb-4bit ...] [--threads 1] [--save]
+    python -m bench.speed.quantised [--model NAME ...] [--kinds none bnb-4bit ...] [--threads 1] [--save]
 """
 
 import argparse
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, commit, finish, load, machine
+from bench.common import RESULTS, ROOT, commit, finish, load, machine
 
 KINDS = ("none", "bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4")
 PROMPTS = (
@@ -125,7 +125,7 @@ def _rest(group: Any) -> dict[str, Any]:
 
 def child(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
     """`measure` in a fresh process; `failed` and the last line of what it said, where it did not get to the end."""
-    command = [sys.executable, __file__, "--child", json.dumps([model, kind, what, threads])]
+    command = [sys.executable, "-m", "bench.speed.quantised", "--child", json.dumps([model, kind, what, threads])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     before = load()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["smollm2-135m-instruct"], help="names, folders or GGUF files")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/NAME.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/speed/NAME.json")
     parser.add_argument("--name", default="quantised", help="of the file that --save adds models to")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -190,7 +190,7 @@ def main() -> None:
             found = measure(*json.loads(args.child))
         print(json.dumps(found))
         return
-    path = RESULTS / f"{args.name}.json"
+    path = RESULTS / "speed" / f"{args.name}.json"
     models = json.loads(path.read_text())["models"] if path.exists() else {}  # a model at a time: it takes long
     for name in args.model:
         rows = measure_model(name, args.kinds, args.threads)
@@ -202,7 +202,9 @@ def main() -> None:
         },
         "models": models,
     }  # fmt: skip
-    finish(args.name, result, args.save, packages=("torch", "transformers", "bitsandbytes", "torchao", "peft"))
+    finish(
+        f"speed/{args.name}", result, args.save, packages=("torch", "transformers", "bitsandbytes", "torchao", "peft")
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Checks the other commit out into a folder of its own and trains that commit's de
 after the other, each in a process of its own with the same interpreter, threads and caches. Model and basis are in the
 cache before either clock starts.
 
-    python bench/demo_speed.py [--before f4bea3c] [--save]
+    python -m bench.speed.demo_speed [--before f4bea3c] [--save]
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, finish, load
+from bench.common import ROOT, finish, load
 
 
 def demo(code: Path, recipe: Path, out: Path, settings: list[str]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def cpu_seconds() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", default="f4bea3c", help="the commit to compare with")
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/demo_speed.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/speed/demo_speed.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -82,7 +82,7 @@ def main() -> None:
         "now": now,
         "before": before,
     }
-    finish("demo_speed", result, args.save)
+    finish("speed/demo_speed", result, args.save)
 
 
 if __name__ == "__main__":

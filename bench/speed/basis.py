@@ -8,7 +8,7 @@ The one matrix is 3584 x 18944 (the largest of a 7B model), of two kinds: `decay
 noise plus six directions at 3, 2.2, 2.1, 1.9, 1.6 and 1.5 times the noise's largest singular value (0.96). The peer's
 time does not depend on the kind; the smaller speed-up of the two counts.
 
-    python bench/basis.py [--model FILE_OR_FOLDER] [--rounds 3] [--matrix-rounds 1] [--save]
+    python -m bench.speed.basis [--model FILE_OR_FOLDER] [--rounds 3] [--matrix-rounds 1] [--save]
 """
 
 import argparse
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import finish
 from torch import Tensor, nn
 
+from bench.common import finish
 from tinylora.adapter.attach import linear_maps, output_head_path
 from tinylora.adapter.basis import Factors, model_basis, svd_factors
 from tinylora.adapter.canonical import canonical_weight
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times over all modules")
     parser.add_argument("--matrix-rounds", type=int, default=1, help="times over the one matrix; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/basis.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/speed/basis.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -154,7 +154,7 @@ def main() -> None:
     }
     if arguments.matrix_rounds:
         result |= time_one_matrix(arguments.matrix_rounds)
-    finish("basis", result, arguments.save)
+    finish("speed/basis", result, arguments.save)
 
 
 if __name__ == "__main__":

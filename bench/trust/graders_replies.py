@@ -1,9 +1,9 @@
-"""Replies to GSM8K test problems under two published prompts, for bench/graders.py to be compared on.
+"""Replies to GSM8K test problems under two published prompts, for bench/trust/graders.py to be compared on.
 
 The model answers the first `--count` problems under `gsm8k-qwen-boxed` and the next ones under `gsm8k-lm-eval`,
 greedily, 256 tokens at most, so that some replies are cut off. Kept are the question's id, gold answer and reply.
 
-    python bench/graders_replies.py --model MODEL --data FOLDER_WITH_GSM8K [--count 50]
+    python -m bench.trust.graders_replies --model MODEL --data FOLDER_WITH_GSM8K [--count 50]
 
 writes bench/data/grader_replies.jsonl.
 """
@@ -12,8 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common import ROOT
-
+from bench.common import ROOT
 from tinylora.config.recipe import apply_overrides, load_recipe
 from tinylora.rollouts.runtime import open_runtime
 from tinylora.talk import say_to_stderr

@@ -4,8 +4,8 @@ A study is a TOML file: [[cell]] with name, block, recipe, seed and perhaps cont
 tasks). A cell that is no control is evaluated under all controls, the trained ones of its recipe among them. Cells that
 are done are kept; one that fails is recorded and does not stop the rest; what time does not allow stays "not run".
 
-    python bench/study.py docs/studies/NAME.toml --out runs/NAME [--jobs 2] [--until 9:30] [--save]
-    python bench/study.py docs/studies/NAME.toml --out runs/NAME --collect --save [--items docs/studies/NAME]
+    python -m bench.studies.study docs/studies/NAME.toml --out runs/NAME [--jobs 2] [--until 9:30] [--save]
+    python -m bench.studies.study docs/studies/NAME.toml --out runs/NAME --collect --save [--items docs/studies/NAME]
 
 --collect runs nothing and writes down what is there. --items keeps every answer: one compressed file a cell with
 condition, item, reply and scores, from which all counts can be made again. Over the seeds of a recipe every control is
@@ -25,8 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, finish
-
+from bench.common import ROOT, finish
 from tinylora.evaluation.statistics.paired import pooled_result
 from tinylora.evaluation.statistics.power import adjusted_p_values
 
@@ -157,7 +156,7 @@ def main() -> None:
     parser.add_argument("--until", default="", metavar="HH:MM", help="begin nothing after this time of day")
     parser.add_argument("--collect", action="store_true", help="run nothing, write down what is there")
     parser.add_argument("--items", type=Path, default=None, metavar="FOLDER", help="keep every answer there")
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/studies/")
     args = parser.parse_args()
     cells: list[Cell] = tomllib.loads(args.study.read_text())["cell"]
     state: dict[str, dict[str, Any]] = {cell["name"]: {"training": "not run", "evidence": "not run"} for cell in cells}
@@ -208,7 +207,7 @@ def main() -> None:
         for cell in cells:
             keep_items(cell, args.out, args.items)
     found = {"study": args.study.name, "cells": results, "pooled": pooled(cells, args.out)}
-    finish(f"study_{args.study.stem}", found, args.save)
+    finish(f"studies/study_{args.study.stem}", found, args.save)
 
 
 if __name__ == "__main__":

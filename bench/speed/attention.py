@@ -5,7 +5,7 @@ x context tokens of keys and values in bfloat16, at the head counts of SmolLM2-1
 (14 and 2 of 64). The bandwidth it is compared with is that of summing a large float32 tensor, measured in turn with it.
 `attention_bandwidth_share` is bytes of keys and values over time over that bandwidth; the aim is 0.5.
 
-    python bench/attention.py [--threads N] [--rounds 7] [--save]
+    python -m bench.speed.attention [--threads N] [--rounds 7] [--save]
 """
 
 import argparse
@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from common import finish
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.common import finish
 from tinylora.generation.native.kernels.native import NativeKernels
 from tinylora.generation.native.kernels.plan import Run, make_plan
 from tinylora.generation.native.kv_cache import BLOCK
@@ -87,7 +87,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "cases": cases,
     }
-    finish("attention", result, save=arguments.save)
+    finish("speed/attention", result, save=arguments.save)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ memory_ratio is ours to the peer's peak resident memory during the counted steps
 fastest settings are not the leanest: memory_ratio_as_it_comes compares with the library's own (gradient checkpointing).
 cpu_seconds_ratio is the peer's CPU time to ours: less moved by other processes than the speed-up, which is wall time.
 
-    python bench/grpo_step.py --model FILE_OR_FOLDER [--rounds 3] [--steps 1] [--task gsm8k] [--quick] [--save]
+    python -m bench.speed.grpo_step --model FILE_OR_FOLDER [--rounds 3] [--steps 1] [--task gsm8k] [--quick] [--save]
 """
 
 import argparse
@@ -36,9 +36,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, finish, load
-from peers import PeakMemory
 
+from bench.common import ROOT, finish, load
+from bench.peers import PeakMemory
 from tinylora.adapter.config import AdapterConfig
 from tinylora.config.recipe import load_recipe
 from tinylora.config.run import GenerationConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
@@ -53,7 +53,6 @@ from tinylora.tasks.build import build_task
 from tinylora.training.grpo import grpo_step
 from tinylora.training.update import make_optimizer
 
-PEER = ROOT / "bench" / "peers" / "trl_step.py"
 PACKAGES = ("torch", "numpy", "transformers", "peft", "trl", "accelerate")
 NUMBERS = 13
 PEER_ENVIRONMENT = {
@@ -338,8 +337,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     path = folder / "job.json"
     path.write_text(json.dumps(job))
     peer_python = find_peer_python(arguments.peer_python)
-    ours_command = [sys.executable, __file__, "--child", str(path), "--backend", arguments.backend]
-    peer_command = [peer_python, str(PEER), str(path)]
+    ours_command = [sys.executable, "-m", "bench.speed.grpo_step", "--child", str(path), "--backend", arguments.backend]
+    peer_command = [peer_python, "-m", "bench.peers.trl_step", str(path)]
     peer_settings = [part for setting in arguments.peer_set for part in ("--set", setting)]
     commands: dict[str, tuple[list[str], dict[str, str]]] = {
         "ours": (ours_command, {}),
@@ -419,7 +418,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default="", help="interpreter with trl and peft; default .venv-bench, or this")
     parser.add_argument("--peer-set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the peer")
     parser.add_argument("--limit-seconds", type=float, default=1800, help="for one process")
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/speed/")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -433,7 +432,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = compare(arguments, Path(folder))
-    name = "grpo_step" if arguments.task == "chain_sum" else f"grpo_step_{arguments.task}"
+    name = "speed/grpo_step" if arguments.task == "chain_sum" else f"speed/grpo_step_{arguments.task}"
     finish(name, result, arguments.save and not arguments.quick, PACKAGES)
 
 

@@ -9,7 +9,7 @@ against the adapter's own check, and answers 50 prompts greedily in float32 thro
 completions that are equal, of all; one that differs is a near tie if the reference's two best logits lie within 1e-3
 there, and `other_differences` counts those that are not.
 
-    python bench/portability.py [--model smollm2-135m-instruct] [--other-python PATH] [--save]
+    python -m bench.trust.portability [--model smollm2-135m-instruct] [--other-python PATH] [--save]
 """
 
 import argparse
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, finish
+
+from bench.common import ROOT, finish
 
 NEAR_TIE = 1e-3
 TOKENS = 32
@@ -133,7 +134,7 @@ def run(python: str, job: dict[str, Any], environment: dict[str, str], folder: P
     job_path.write_text(json.dumps(job))
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
-            [python, __file__, "--child", str(job_path)],
+            [python, "-m", "bench.trust.portability", "--child", str(job_path)],
             env={**os.environ, "TINYLORA_CACHE": cache, "PYTHONPATH": str(ROOT), **environment},
             capture_output=True,
             text=True,
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--other-python", default="", help="an interpreter with another torch and transformers")
     parser.add_argument("--only-other", action="store_true", help="that interpreter alone; into portability_other.json")
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/portability.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/trust/portability.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -242,7 +243,7 @@ def main() -> None:
         "tokens_each": TOKENS,
         "conditions": results,
     }
-    finish("portability_other" if arguments.only_other else "portability", result, arguments.save)
+    finish("trust/portability_other" if arguments.only_other else "trust/portability", result, arguments.save)
 
 
 if __name__ == "__main__":

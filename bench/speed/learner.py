@@ -6,7 +6,7 @@ rounds, in one process. `products_share`: the least there is to compute (weights
 the rate that this machine reaches on a product of MLP shape in the same round, over the CPU time taken. Memory: peak of
 the process above what it held before (Linux), of one micro-batch; `estimated` is what the memory budget reckons with.
 
-    python bench/learner.py [--model FILE_OR_FOLDER] [--prompts 4] [--completions 8] [--rounds 3] [--threads 1] [--save]
+    python -m bench.speed.learner [--model NAME] [--prompts 4] [--completions 8] [--rounds 3] [--threads 1] [--save]
 """
 
 import argparse
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish
 from torch import Tensor
 
+from bench.common import finish
 from tinylora.adapter.attach import attach
 from tinylora.adapter.config import AdapterConfig
 from tinylora.learner.learner import Learner, Row
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-reference", action="store_true", help="leave the comparison with float32 out")
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/learner.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/speed/learner.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -169,7 +169,7 @@ def main() -> None:
             }
             for name, (logprobs, grad) in found.items()
         }
-    finish("learner", result, arguments.save)
+    finish("speed/learner", result, arguments.save)
 
 
 if __name__ == "__main__":

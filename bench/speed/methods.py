@@ -6,7 +6,7 @@ of each is not counted. `said` is what `tinylora train --dry-run` says, taken on
 time is an upper bound: replies that fill their budget, and every group worth learning from. The measured speed that it
 rests on is held against what happened by the tokens that were really sampled and learned from.
 
-    python bench/methods.py [--rounds 2] [--steps 3] [--threads 2] [--dtype auto] [--only "lora;full"] [--save]
+    python -m bench.speed.methods [--rounds 2] [--steps 3] [--threads 2] [--dtype auto] [--only "lora;full"] [--save]
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, finish
+from bench.common import ROOT, finish
 
 CASES: dict[str, list[str]] = {
     "tinylora, 13 numbers": [],
@@ -119,7 +119,7 @@ def say_before(case: str, threads: int, dtype: str, prompt: float, sampled: floa
 
 def child(*words: str, threads: int) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, *words, "--threads", str(threads)]
+    command = [sys.executable, "-m", "bench.speed.methods", *words, "--threads", str(threads)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
@@ -173,7 +173,7 @@ def main() -> None:
             "at_half_over_seen": round(said["seconds_a_step_at_half"] / took, 2),
         }
         print(case, table[case], file=sys.stderr, flush=True)
-    finish("methods", {"rounds": args.rounds, "steps": args.steps, "methods": table}, args.save)
+    finish("speed/methods", {"rounds": args.rounds, "steps": args.steps, "methods": table}, args.save)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ the order of the questions and the sampling; the P matrices stay (adapter.seed).
 not each of its appearances: `tinylora.evaluation.statistics.paired.pooled_result`. Every run is recorded in full,
 whatever it shows.
 
-    python bench/demo_seeds.py runs/demo-001 runs/demo-002 runs/demo-003 [--save]
-    python bench/demo_seeds.py --run --seeds 0 1 2 [--save]
+    python -m bench.studies.demo_seeds runs/demo-001 runs/demo-002 runs/demo-003 [--save]
+    python -m bench.studies.demo_seeds --run --seeds 0 1 2 [--save]
 """
 
 import argparse
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import finish
 
+from bench.common import finish
 from tinylora.config.recipe import load_recipe
 from tinylora.config.schema import to_table
 from tinylora.errors import UserError
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="demo", help="what --run trains, and the name that --save gives the result")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of --run")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where --run puts run folders")
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/RECIPE.json")
+    parser.add_argument("--save", action="store_true", help="keep the result in bench/results/studies/RECIPE.json")
     arguments = parser.parse_args()
     if bool(arguments.runs) == arguments.run:
         parser.error("give run folders, or --run to make them")
@@ -149,7 +149,7 @@ def main() -> None:
     except UserError as error:
         parser.error(str(error))
     print(table(result))
-    finish(arguments.recipe, result, arguments.save)
+    finish(f"studies/{arguments.recipe}", result, arguments.save)
 
 
 if __name__ == "__main__":
