@@ -75,7 +75,7 @@ interop-setup: $(INTEROP_STAMP)
 
 report-check: $(BROWSER_STAMP)
 	@test -n "$(strip $(PAGES))" || { echo "there is no page to check; write one with: tinylora report runs/demo-001" >&2; exit 2; }
-	.venv-browser/bin/python bench/report_screens.py $(PAGES)
+	.venv-browser/bin/python -m bench.trust.report_screens $(PAGES)
 
 # mkdocs.yml says what becomes of docs/. Without the variable each run prints a notice about versions to come.
 docs: $(DOCS_STAMP)

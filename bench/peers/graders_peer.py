@@ -1,4 +1,4 @@
-"""The peer process of bench/graders.py: lm-evaluation-harness's own verdicts on replies.
+"""The peer process of bench/trust/graders.py: lm-evaluation-harness's own verdicts on replies.
 
 python graders_peer.py JOB.json        (an interpreter with lm-eval[math]; see README.md)
 

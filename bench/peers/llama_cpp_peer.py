@@ -1,4 +1,4 @@
-"""The peer process of bench/interop.py that runs llama.cpp, through its Python package: plain data in, plain data out.
+"""The peer of bench/trust/interop.py that runs llama.cpp, through its Python package: plain data in, plain data out.
 
 python llama_cpp_peer.py JOB.json        (an interpreter with llama-cpp-python; see README.md)
 """

@@ -1,4 +1,4 @@
-"""The peer process of bench/interop.py that runs lm-evaluation-harness with its own `peft=` argument.
+"""The peer process of bench/trust/interop.py that runs lm-evaluation-harness with its own `peft=` argument.
 
 python lm_eval_peer.py JOB.json        (an interpreter with lm-eval; see README.md)
 """

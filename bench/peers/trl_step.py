@@ -1,11 +1,11 @@
-"""The peer of bench/grpo_step.py, in a process of its own: TRL's GRPOTrainer with PEFT's TinyLoRA on a given job.
+"""The peer of bench/speed/grpo_step.py, in a process of its own: TRL's GRPOTrainer with PEFT's TinyLoRA on a given job.
 
-The job file (JSON, written by bench/grpo_step.py) names the model folder, the prompts as token ids, the length of every
-completion, and how many steps to time. A completion gets its length from a logits processor: the end token cannot be
-drawn before and must be drawn at the last position, so that the trainer stops and masks as it always does. What else
+The job file (JSON, written by bench/speed/grpo_step.py) names the model folder, the prompts as token ids, the length of
+every completion, and how many steps to time. A completion gets its length from a logits processor: the end token cannot
+be drawn before and must be drawn at the last position, so that the trainer stops and masks as it always does. What else
 is done to the trainer is what a user can do: settings, and where the weights lie in memory (`tuned`, see README.md).
 
-    python bench/peers/trl_step.py JOB.json [--set name=value ...]
+    python -m bench.peers.trl_step JOB.json [--set name=value ...]
 """
 
 import argparse
@@ -25,7 +25,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_DISABLED", "true")
 
@@ -36,7 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, L
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 from trl import GRPOConfig, GRPOTrainer
 
-from peers import PeakMemory
+from bench.peers import PeakMemory
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The real embedded model against NumPy's LAPACK in float64. Every module of a larger one: bench/basis.py."""
+"""The real embedded model against NumPy's LAPACK in float64. Every module of a larger one: bench/speed/basis.py."""
 
 import time
 from pathlib import Path

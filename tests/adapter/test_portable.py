@@ -195,7 +195,7 @@ def test_what_cannot_be_encoded_is_refused() -> None:
 @settings(deadline=None, max_examples=1500)
 @given(st.data())
 def test_mutated_files_are_refused_or_mean_what_they_say(data: Any) -> None:
-    """bench/fuzz_format.py runs many more."""
+    """bench/trust/fuzz_format.py runs many more."""
     original = bytearray(adapter(value_type=data.draw(st.sampled_from(["bfloat16", "float32"]))).to_bytes())
     mutated = bytearray(original[:-4])
     for _ in range(data.draw(st.integers(1, 4))):

@@ -1,6 +1,5 @@
 """PEFT's TinyLoRA with our factors through our loop: the same losses, gradients and numbers, step by step."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +7,12 @@ import pytest
 from tiny_run import ByteTask, tiny_config
 
 BENCH = Path(__file__).parents[2] / "bench"
+pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="bench/ comes with the repository alone")
 
 
 @pytest.mark.parametrize("adapter", [{"u": 2, "n_tie": 8}, {"u": 1, "n_tie": 5, "tying": "structured"}])
-def test_peft_takes_the_steps_that_we_take(
-    adapter: dict[str, object], tiny_folder: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.delitem(sys.modules, "common", raising=False)
-    import equivalence
+def test_peft_takes_the_steps_that_we_take(adapter: dict[str, object], tiny_folder: Path, fresh_cache: Path) -> None:
+    from bench.trust import equivalence
 
     config = tiny_config(tiny_folder, adapter=adapter, grpo={"group_size": 4}, generation={"max_new_tokens": 6})
     found = equivalence.compare(replace(config), 5, ByteTask())

@@ -1,18 +1,17 @@
-"""bench/graders.py: what was saved is what our scorers say today, and every disagreement was judged by a reader.
+"""bench/trust/graders.py: what was saved is what our scorers say today, and every disagreement was judged by a reader.
 
 The others' verdicts are those of the saved run: they need lm-evaluation-harness in an interpreter of its own.
 """
 
 import json
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SAVED = ROOT / "bench" / "results" / "graders.json"
+SAVED = ROOT / "bench" / "results" / "trust" / "graders.json"
 pytestmark = pytest.mark.skipif(not SAVED.exists(), reason="bench/ comes with the repository alone")
 
 
@@ -23,16 +22,13 @@ def saved():
 
 @pytest.fixture(scope="module")
 def graders():
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        import graders
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
+    from bench.trust import graders
+
     return graders
 
 
 def test_our_scorers_say_what_was_saved(graders, saved):
-    """A scorer that judges one of these replies anew fails here: run `python bench/graders.py --save` and read why."""
+    """A scorer that judges one of these replies anew fails here: `python -m bench.trust.graders --save` says why."""
     replies = graders.outputs()
     assert len(replies) == saved["outputs"]
     for name, now in graders.our_verdicts(replies).items():

@@ -129,7 +129,7 @@ def rounded(smollm2: BaseModel) -> Rounded:
 def test_bfloat16_is_as_close_to_float32_as_transformers_cached_decode(
     smollm2: BaseModel, rounded: Rounded, backend: str
 ) -> None:
-    """Log-probs of fixed tokens; rounding makes every order of sums another one (bench/exactness.py compares more)."""
+    """Log-probs of fixed tokens; rounding makes every order of sums another one (more: bench/speed/exactness.py)."""
     params = SamplingParams(max_new_tokens=len(rounded.fixed))
     requests = [Request(prompt_ids=prompt, params=params, forced_ids=rounded.fixed) for prompt in rounded.prompts]
     found = make_engine(backend, rounded.model, context_length=smollm2.context_length).generate(requests)

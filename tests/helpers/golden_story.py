@@ -2,8 +2,9 @@
 
 `python tests/helpers/golden_story.py FOLDER` lives it in an empty folder, with whatever tinylora is on the path, and
 leaves `story.json` there: what each command printed and what each file holds, without what a clock, a machine or a path
-says. tests/test_golden.py compares that with tests/golden/, number by number; `bench/house.py` compares two versions of
-the program on one machine, bit by bit. The model's weights are NumPy's, as torch's draws depend on the processor.
+says. tests/test_golden.py compares that with tests/golden/, number by number; `bench/trust/house.py` compares two
+versions of the program on one machine, bit by bit. The model's weights are NumPy's, as torch's draws depend on the
+processor.
 """
 
 import csv

@@ -40,7 +40,7 @@ def _set_environment() -> None:
     """What must stand before torch and tokenizers are loaded; whatever the user has set stays."""
     # OpenMP threads that spin at barriers keep their core from the threads they wait for: on a busy machine this made a
     # batch ten times slower. Threads that sleep at once are late on an idle one. A thousand turns cost neither much
-    # (bench/spin.py: as fast alone as without any of this, and a tenth slower than sleeping beside another process).
+    # (bench/speed/spin.py: as fast alone as without any of this, a tenth slower than sleeping beside another process).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # The tokenizer's own threads are of no use for short prompts, and make it warn when a process is forked.

@@ -110,6 +110,3 @@ def print_inspection(config: "RunConfig", found: "Inspection", speed: "Speed", p
     else:
         print(format_inspection(found, config.adapter))
         print(format_plan(speed, plan))
-
-
-# --- cache and recipes ---

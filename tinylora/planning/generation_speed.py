@@ -1,7 +1,8 @@
 """The `bench` workflow: how fast a model generates here, in tokens and milliseconds, memory, and share of the roofline.
 
 Random prompts, no stop tokens, temperature 1: the same work whatever the model would say. Every row has a prompt of its
-own, so nothing is shared. Leaves out: training, adapters, and prompts or answers of mixed lengths (bench/rollout.py).
+own, so nothing is shared. Leaves out: training, adapters, and prompts or answers of mixed lengths
+(bench/speed/rollout.py).
 """
 
 import gc

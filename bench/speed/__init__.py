@@ -1,0 +1,1 @@
+"""How fast, and how much memory: ours and a peer's in turn."""

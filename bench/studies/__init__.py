@@ -1,0 +1,1 @@
+"""What training did: runs over seeds, settings and bases, and their answers counted again."""

@@ -1,0 +1,1 @@
+"""Is it right: other tools, other machines, other programs, the same answers."""
