@@ -7,7 +7,11 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinylora.generation.types import Completion
+    from tinylora.rollouts.groups import Group
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -63,6 +67,25 @@ def commit() -> str:
 
     head = git("rev-parse", "HEAD")
     return (head + ("-dirty" if git("status", "--porcelain") else "")) if head else "none"
+
+
+def unscored_group(
+    prompt_ids: tuple[int, ...], completions: "Sequence[Completion]", rewards: Sequence[float]
+) -> "Group":
+    """A group for a GRPO step that is only timed: replies nobody scored, under rewards that are given."""
+    from tinylora.rollouts.groups import Group
+    from tinylora.rollouts.replies import Reply
+    from tinylora.tasks.base import Item
+
+    replies = [
+        Reply(
+            item_id="", question="", answer="", text="", strict=0.0, value_only=0.0, scores={},
+            stopped=one.finish_reason == "stop", num_tokens=len(one.token_ids), token_ids=one.token_ids,
+            logprobs=one.logprobs, prompt_tokens=len(prompt_ids),
+        )
+        for one in completions
+    ]  # fmt: skip
+    return Group(Item(id="", question="", answer=""), prompt_ids, replies, list(rewards))
 
 
 def finish(name: str, result: Mapping[str, Any], save: bool, packages: Sequence[str] = PACKAGES) -> None:

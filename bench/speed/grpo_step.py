@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.common import ROOT, finish, load
+from bench.common import ROOT, finish, load, unscored_group
 from bench.peers import PeakMemory
 from tinylora.adapter.config import AdapterConfig
 from tinylora.config.recipe import load_recipe
@@ -48,7 +48,6 @@ from tinylora.models.load import encode_prompt, load_base_model
 from tinylora.rollouts.groups import Group
 from tinylora.rollouts.runtime import open_runtime
 from tinylora.system.cores import available_threads
-from tinylora.tasks.base import Item
 from tinylora.tasks.build import build_task
 from tinylora.training.grpo import grpo_step
 from tinylora.training.update import make_optimizer
@@ -186,9 +185,8 @@ class Ours:
         by_request: list[list[Completion]] = [[] for _ in requests]
         for completion in self.engine.generate(requests):
             by_request[completion.request_index].append(completion)
-        item = Item(id="", question="", answer="")
         return [
-            Group(item, request.prompt_ids, completions, [], [self.rewards.random() for _ in completions])
+            unscored_group(request.prompt_ids, completions, [self.rewards.random() for _ in completions])
             for request, completions in zip(requests, by_request, strict=True)
         ]
 
@@ -202,7 +200,7 @@ class Ours:
         ended, cpu = time.perf_counter(), time.process_time() - cpu
         self.step_number += 1
         for group, lengths in zip(groups, self.job["lengths"], strict=True):
-            drawn = sorted(len(completion.token_ids) for completion in group.completions)
+            drawn = sorted(len(reply.token_ids) for reply in group.replies)
             if drawn != sorted(lengths):
                 raise SystemExit(f"the lengths are not the job's: {drawn} for {sorted(lengths)}")
         tokens = sum(map(sum, self.job["lengths"]))

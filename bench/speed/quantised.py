@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.common import RESULTS, ROOT, commit, finish, load, machine
+from bench.common import RESULTS, ROOT, commit, finish, load, machine, unscored_group
 
 KINDS = ("none", "bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4")
 PROMPTS = (
@@ -49,7 +49,6 @@ def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
     from tinylora.methods.engine import engine_for
     from tinylora.models.load import encode_prompt, load_base_model
     from tinylora.planning.memory import weight_bytes
-    from tinylora.rollouts.groups import Group
     from tinylora.system.memory import reset_peak_memory
     from tinylora.system.paths import cache_dir
     from tinylora.training.grpo import grpo_step
@@ -92,10 +91,10 @@ def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
     if what == "sample":
         return found
     groups = [
-        Group(
-            prompt_ids=tuple(ids),
-            completions=[one for one in completions if one.request_index == index],
-            **{"rewards": [float(i % 2) for i in range(SAMPLES)], **_rest(Group)},
+        unscored_group(
+            tuple(ids),
+            [one for one in completions if one.request_index == index],
+            [float(i % 2) for i in range(SAMPLES)],
         )
         for index, ids in enumerate(prompts)
     ]
@@ -115,12 +114,6 @@ def measure(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:
         "sampler_gap": metrics.get("sampler_gap"),
     }
     return found
-
-
-def _rest(group: Any) -> dict[str, Any]:
-    """Fields of a group that the step does not read."""
-    known = {"prompt_ids", "completions", "rewards"}
-    return {name: None for name in group.__dataclass_fields__ if name not in known}
 
 
 def child(model: str, kind: str, what: str, threads: int) -> dict[str, Any]:

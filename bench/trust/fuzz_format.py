@@ -45,7 +45,7 @@ def pool(rng: random.Random) -> list[bytes]:
             [("all-linear",), ("q_proj", "v_proj"), ("mlp.*", "q_proj"), ("model.layers.1.*",), ("ü",)]
         )
         config = AdapterConfig(
-            rank=rng.choice([1, 2, 2, 200]), u=u, seed=rng.choice([0, 0, 1, 2**40]), targets=targets,
+            rank=rng.choice([1, 2, 2, 200 if u < 7 else 100]), u=u, seed=rng.choice([0, 0, 1, 2**40]), targets=targets,
             basis=rng.choice(["svd", "random", "sketch"]), **more,
         )  # fmt: skip
         values = np.array([rng.gauss(0, 1) for _ in range(groups * u)], np.float32).reshape(groups, u)
