@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pseudo_terminal import bars_of
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -19,6 +20,7 @@ from tinylora.adapter.explicit import ExplicitFactors
 from tinylora.cli import app
 from tinylora.config.method import MethodConfig
 from tinylora.errors import UserError
+from tinylora.evaluation import evidence as evidence_module
 from tinylora.evaluation.account import Account, Prices, gain_curve, priced, training_account
 from tinylora.evaluation.evidence import EvidenceOptions, assemble, check_control, gather_evidence
 from tinylora.evaluation.resumable import Condition
@@ -53,7 +55,10 @@ def gather(runtime: Runtime, run: Path, **options: Any) -> dict[str, Any]:
     return gather_evidence(runtime, open_adapter(run), run, EvidenceOptions(**options), quiet, run=run)
 
 
-def test_every_number_can_be_computed_again_from_the_items(runtime: Runtime, run: Path) -> None:
+def test_every_number_can_be_computed_again_from_the_items(
+    runtime: Runtime, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = bars_of(evidence_module, monkeypatch)
     runtime.config = replace(runtime.config, eval=replace(runtime.config.eval, prompts=PROMPTS))
     evidence = gather(runtime, run)
     assert json.loads((run / "evidence.json").read_text()) == json.loads(json.dumps(evidence))
@@ -61,7 +66,7 @@ def test_every_number_can_be_computed_again_from_the_items(runtime: Runtime, run
     for row in read_jsonl(run / "evidence_items.jsonl"):
         rows.setdefault(row["condition"], []).append(row)
     named = {one["name"]: one for one in evidence["conditions"]}
-    assert list(rows) == list(named)
+    assert list(rows) == list(named) and [bar.count() for bar in bars] == ["13/13 conditions"]
     assert Counter(one["kind"] for one in named.values()) == {
         "untrained": 1, "tuned": 1, "zero": 1, "random": 5, "best_random": 1, "best_shorter": 1,
         "best_prompt": 1, "larger_budget": 1, "constant": 1,

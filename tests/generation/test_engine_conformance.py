@@ -389,6 +389,28 @@ def test_greedy_takes_penalty_and_bias_into_account_as_transformers_does(backend
     assert [c.token_ids for c in found] != [c.token_ids for c in plain]
 
 
+def test_who_watches_is_told_of_each_completion_as_it_ends(backend: str) -> None:
+    model = tiny("llama")
+    seen: list[str] = []
+
+    def look(token_ids: list[int]) -> bool:
+        seen.append("token")
+        return False
+
+    requests = [
+        Request(
+            prompt_ids=PROMPTS[i], params=sampled(n=3 + 3 * i), num_samples=i + 1, key=i, should_stop=look,
+            on_finished=lambda i=i: seen.append(f"end of {i}"),  # type: ignore[misc]
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    found = make_engine(backend, model, max_batch_rows=2).generate(requests)
+    ends = [one for one in seen if one != "token"]
+    assert sorted(ends) == [f"end of {one.request_index}" for one in found]
+    assert seen.count("token") == sum(len(one.token_ids) for one in found) == 3 + 2 * 6 + 3 * 9
+    assert seen[-1] == ends[-1] and "token" in seen[seen.index(ends[0]) :]  # one by one, not all at the end
+
+
 # Bad input
 
 GOOD = Request(prompt_ids=(5, 6, 7), params=GREEDY, should_stop=nothing_is_sampled)
@@ -401,6 +423,7 @@ GOOD = Request(prompt_ids=(5, 6, 7), params=GREEDY, should_stop=nothing_is_sampl
         ({"prompt_ids": [5, 6]}, "request 1 has prompt_ids of type list"),
         ({"forced_ids": None}, "request 1 has forced_ids of type NoneType"),
         ({"should_stop": 5}, "request 1 has a should_stop of type int"),
+        ({"on_finished": 5}, "request 1 has an on_finished of type int"),
         ({"prompt_ids": (5,) * 128}, "request 1 has a prompt of 128 tokens and the model's context is 128"),
         ({"prompt_ids": (5,) * 500}, "request 1 has a prompt of 500 tokens and the model's context is 128"),
         ({"prompt_ids": (5, 259)}, "request 1 has token id 259; allowed: 0 to 258"),

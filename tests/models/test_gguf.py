@@ -16,6 +16,7 @@ from tinylora.errors import UserError
 from tinylora.models.base import BaseModel
 from tinylora.models.load import load_base_model
 from tinylora.system.digest import sha256_of
+from tinylora.system.progress import Bar
 
 Array = NDArray[np.float32]
 WIDTH, HIDDEN, LAYERS, HEADS, KV_HEADS = 32, 64, 2, 4, 2
@@ -99,6 +100,20 @@ def _write_qwen2(
 
 def _load(path: Path, **options: Any) -> BaseModel:
     return load_base_model(str(path), device="cpu", **{"dtype": "float32", **options})
+
+
+def test_a_bar_counts_the_tensors_that_are_unpacked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """transformers tells of them by a bar of its own alone, whose text is read."""
+    path = tmp_path / "tiny.gguf"
+    truth = _write_qwen2(path, untied=True)
+    bar = Bar("unpacking", None, "tensors")
+    conversion._read(path, bar)
+    assert bar.count() == f"{len(truth)}/{len(truth)} tensors"
+    assert "quantizing" not in capfd.readouterr().err
+    heard = conversion._Heard(bar)
+    heard.write("Converting and de-quantizing GGUF tensors...:  12%|█▏ | 33/272 [00:03<00:25,  9.30it/s]")
+    heard.write("a line such as 1/2: of something else")
+    assert bar.count() == "33/272 tensors"
 
 
 @pytest.mark.parametrize("untied", [True, False])

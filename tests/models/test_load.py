@@ -15,14 +15,19 @@ import torch
 import transformers
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from huggingface_hub.utils.tqdm import tqdm as hf_tqdm
+from pseudo_terminal import bars_of
 from tokenizers import processors
 from transformers import AutoConfig, PreTrainedModel
 
+import tinylora.models.hub as hub_module
 import tinylora.models.load as loading
 from tinylora.errors import UserError
 from tinylora.models.base import BaseModel
 from tinylora.models.hub import hub_folder
 from tinylora.models.load import encode_prompt, load_base_model
+from tinylora.system.progress import Bar
 
 USER = [{"role": "user", "content": "1 + 2 ="}]
 
@@ -308,6 +313,64 @@ def test_weights_of_an_adapter_are_not_fetched_nor_taken_for_the_models(
     fetched = [list(filter_repo_objects(hub_files, **_patterns(options))) for options in asked]
     # without the adapter's file in the cache the first answer would have held no safetensors, either
     assert fetched == [["model.safetensors"], ["model.safetensors", "pytorch_model.bin"]]
+
+
+@pytest.mark.parametrize("counts_bytes", [True, False], ids=["2.4", "1.0"])
+def test_a_download_is_shown_once(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], counts_bytes: bool
+) -> None:
+    """The hub's library tells of it by two bars of bytes for all files; once it had one of its own for each file."""
+    seen: list[str] = []
+    made = bars_of(hub_module, monkeypatch)
+    monkeypatch.setattr(Bar, "is_on", True)
+
+    def by_bytes(tqdm_class: Any) -> None:
+        received = tqdm_class(desc="Downloading bytes", total=0, initial=0, unit="B", unit_scale=True)
+        written = tqdm_class(desc="Reconstructing", total=0, unit="B", bar_format="{l_bar}")
+        seen.append(made[0].count())
+        written.total, received.total = 4_000_000, 4_000_000
+        written.refresh()
+        for bar, count in ((received, 1_000_000), (written, 500_000), (written, 3_500_000)):
+            bar.update(count)
+            bar.refresh()
+            seen.append(made[0].count())
+        written.close()
+
+    def by_files(tqdm_class: Any) -> None:
+        with hf_tqdm(desc="model.safetensors", total=100, unit="B") as one:
+            assert one.disable  # it would be drawn beside ours
+        for _ in tqdm_class([1, 2], desc="Fetching 2 files", total=2):
+            seen.append(made[0].count())
+
+    def download(name: str, tqdm_class: Any, **_: Any) -> str:
+        (by_bytes if counts_bytes else by_files)(tqdm_class)
+        with tqdm_class(desc="Fetching 2 files", total=2) as files:
+            files.update(2)
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub_folder("org/name", "", trust_remote_code=False)
+    assert (made[0].label, capfd.readouterr()) == ("fetching org/name", ("", ""))
+    if counts_bytes:
+        assert seen == ["0 bytes of 0 bytes", "1.0 MB of 4.0 MB", "1.0 MB of 4.0 MB", "4.0 MB of 4.0 MB"]
+        assert made[0].count() == "4.0 MB of 4.0 MB"
+    else:
+        assert seen[0] == "0/2 files" and made[0].count() == "2/2 files"
+    assert not are_progress_bars_disabled()
+
+
+def test_a_download_from_python_shows_nothing(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def download(name: str, tqdm_class: Any, **_: Any) -> str:
+        with tqdm_class(total=10, unit="B") as bar:
+            bar.update(5)
+            assert bar.disable
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub_folder("org/name", "", trust_remote_code=False)
+    assert capfd.readouterr() == ("", "")
 
 
 def _patterns(options: dict[str, Any]) -> dict[str, Any]:

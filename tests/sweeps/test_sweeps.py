@@ -1,6 +1,7 @@
 """Sweeps: what is refused before anything runs, the choice by validation, real children that fail and are killed."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,9 +23,10 @@ from tinylora.config.recipe import load_recipe
 from tinylora.config.schema import dump_config
 from tinylora.errors import UserError
 from tinylora.sweeps import driver as driver_module
-from tinylora.sweeps.driver import Driver, kind_of, left_in_words
+from tinylora.sweeps.driver import Driver, kind_of, left_in_words, seconds_left
 from tinylora.sweeps.plan import check_same, load_sweep
 from tinylora.sweeps.state import RunState, choose, read_state, untrained_key, validation
+from tinylora.system.progress import Bar
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.toml"))
@@ -204,6 +206,7 @@ def test_time_left_says_what_it_does_not_know() -> None:
     assert left_in_words({}, {"a": 3}, 1) == "time left unknown (3 jobs, none of their kind has ended yet)"
     assert left_in_words({"a": [50.0, 70.0]}, {"a": 4}, 2) == "about 2 min left"
     assert "and unknown for 2 jobs" in left_in_words({"a": [60.0]}, {"a": 1, "b": 2}, 1)
+    assert seconds_left({"a": [50.0, 70.0]}, {"a": 4, "b": 2, "c": 0}, 2) == (120.0, 2)
     assert left_in_words({"a": [60.0]}, {"a": 0}, 1) == "nothing left"
     lora = load_recipe("demo", ["method.name='lora'"])
     assert kind_of(lora) != kind_of(load_recipe("demo")) != kind_of(load_recipe("demo", ["train.steps=41"]))
@@ -241,7 +244,7 @@ def test_validation_chooses_and_the_test_does_not(tmp_path: Path) -> None:
     assert choose(candidates, failed)[0] is None
 
 
-def test_a_cell_is_labelled_by_what_was_chosen(tmp_path: Path) -> None:
+def test_a_cell_is_labelled_by_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = sweep_file(tmp_path, choose={"method.name": ["lora", "dora"], "method.rank": [1, 32]})
     sweep, out = load_sweep(path), tmp_path / "out"
     driver = Driver(sweep, out, jobs=1, threads=1, command=[], say=print)
@@ -251,6 +254,10 @@ def test_a_cell_is_labelled_by_what_was_chosen(tmp_path: Path) -> None:
         fake_run(out / run.path, 0.1, [0.0, 0.1 * number])
     driver = Driver(sweep, out, jobs=1, threads=1, command=[], say=print)
     driver.look()
+    bar = Bar("sweep", 0, "jobs", timed=False)
+    monkeypatch.setattr(Bar, "is_on", True)
+    driver._show(bar)
+    assert bar.count() == "4/5 jobs" and math.isnan(bar.seconds_left())  # it has never been evaluated
     (told,) = driver.results.gather(driver.states, {"a": driver.standing(cell)})["cells"]
     assert told["chosen"] == {"method.name": "dora", "method.rank": 32}
     assert (told["method"], told["label"]) == ("dora", "dora of rank 32")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pseudo_terminal import bars_of
 from scipy.stats import binomtest
 from tiny_run import STEPS, ByteTask, metrics_of, quiet, start, tiny_config
 from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ import tinylora.training.grpo as grpo_module
 import tinylora.training.loop as loop_module
 import tinylora.training.train as train_module
 from tinylora.errors import UserError
+from tinylora.evaluation import final
 from tinylora.evaluation.conditions import Conditions, random_vectors
 from tinylora.evaluation.lengths import random_label, randoms_in_words
 from tinylora.evaluation.verdict import format_result, verdict
@@ -345,7 +347,10 @@ def test_a_prompt_that_does_not_fit_is_found_wherever_it_is(
 # --- the final evaluation ---
 
 
-def test_the_final_evaluation_writes_what_the_demo_promises(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_final_evaluation_writes_what_the_demo_promises(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = bars_of(final, monkeypatch)
     prompts = ({"name": "please", "template": "please {question}"},)
     found = start(
         tiny_folder,
@@ -355,7 +360,7 @@ def test_the_final_evaluation_writes_what_the_demo_promises(tiny_folder: Path, t
         generation={"max_new_tokens": 6},
     )
     written = json.loads((found.run / "result.json").read_text())
-    assert found.result == written
+    assert found.result == written and [bar.count() for bar in bars] == ["8/8 conditions"]
     promised = {"trained_numbers", "seed", "seconds", "decoding", "primary", "value_only", "sampled", "stopped"}
     assert promised | {"random", "best_prompt", "larger_budget", "verdict"} <= set(written)
     assert (written["trained_numbers"], written["seed"]) == (6, 0)

@@ -17,6 +17,7 @@ from tinylora.adapter.factors import (
     svd_factors,
 )
 from tinylora.errors import UserError
+from tinylora.system.progress import Bar
 
 __all__ = ["Factors", "model_basis", "random_factors", "sketch_factors", "svd_factors"]
 
@@ -52,18 +53,20 @@ def _build(
 ) -> tuple[dict[str, Factors], dict[str, str]]:
     factors: dict[str, Factors] = {}
     excluded: dict[str, str] = {}
-    for done, (path, entry) in enumerate(weights.items()):
-        if on_progress:
-            on_progress(done, len(weights))
-        try:
-            weight = finite_float32(rounded_weight(entry))
-            found = _factors(weight, config, path)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        if reason := _reason_to_leave_out(found, config):
-            excluded[path] = reason
-        else:
-            factors[path] = found
+    with Bar("basis", len(weights), "modules") as bar:
+        for done, (path, entry) in enumerate(weights.items()):
+            bar.update(done)
+            if on_progress:
+                on_progress(done, len(weights))
+            try:
+                weight = finite_float32(rounded_weight(entry))
+                found = _factors(weight, config, path)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+            if reason := _reason_to_leave_out(found, config):
+                excluded[path] = reason
+            else:
+                factors[path] = found
     if on_progress:
         on_progress(len(weights), len(weights))
     return factors, excluded

@@ -13,6 +13,7 @@ import typer.core
 
 from tinylora.errors import UserError
 from tinylora.system.files import NO_ROOM
+from tinylora.system.progress import bars
 from tinylora.talk import say_to_stderr as say
 
 _PLACES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -55,12 +56,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def verb(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn a user's mistake, a place that is none, a full disk, Ctrl-C or a closed pipe into a sentence and a code."""
+    """Turn a user's mistake, a place that is none, a full disk, Ctrl-C or a closed pipe into a sentence and a code.
+
+    On a terminal, and without --json, long work shows bars meanwhile.
+    """
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            result = command(*args, **kwargs)
+            with bars(wanted=not kwargs.get("as_json")):
+                result = command(*args, **kwargs)
             sys.stdout.flush()  # here, so that a closed pipe shows up here
             return result
         except UserError as error:

@@ -18,6 +18,7 @@ from tinylora.evaluation.statistics.paired import PairedResult, Share, paired_re
 from tinylora.models.fingerprint import identify
 from tinylora.rollouts.replies import Reply
 from tinylora.rollouts.runtime import Runtime
+from tinylora.system import progress
 from tinylora.talk import Say
 
 MEASURES = ("strict", "value_only", "stopped")
@@ -114,8 +115,8 @@ def compare(
     say(headline)
 
     def run(vector: Tensor | None, who: str) -> tuple[Reply, ...]:
-        progress = lambda done, total: say(f"{who}: {done}/{total} items")  # noqa: E731
-        return tuple(runtime.answer(items, vector, temperature=temperature, seed=seed, on_progress=progress))
+        tell = None if progress.is_on() else lambda done, total: say(f"{who}: {done}/{total} items")
+        return tuple(runtime.answer(items, vector, temperature=temperature, seed=seed, on_progress=tell, who=who))
 
     names = ("untrained", "adapter") if against is None else ("adapter", "rounded")
     protocol = protocol_of(config, runtime.task, items, temperature=temperature, seed=seed)

@@ -33,6 +33,7 @@ from tinylora.evaluation.resumable import TRIAL, Condition, Store
 from tinylora.rollouts.prompts import BUDGET_FACTOR, larger_budget, larger_budget_in_words, prompt_candidates
 from tinylora.rollouts.replies import Reply, mean, score_text
 from tinylora.rollouts.runtime import Runtime
+from tinylora.system.progress import Bar
 from tinylora.talk import Say
 from tinylora.tasks.base import Item, Message
 
@@ -45,9 +46,14 @@ Prompting = Callable[[Item], list[Message]]
 class Conditions:
     """Answers the conditions of an evaluation. Each method returns the stored answers where there are any."""
 
-    def __init__(self, runtime: Runtime, v: Tensor, items: Sequence[Item], store: Store, say: Say) -> None:
-        """v (groups, u): the adapter; items: those that every condition answers, in this order."""
-        self.runtime, self.v, self.items, self.store, self.say = runtime, v, items, store, say
+    def __init__(
+        self, runtime: Runtime, v: Tensor, items: Sequence[Item], store: Store, say: Say, bar: Bar | None = None
+    ) -> None:
+        """v (groups, u): the adapter; items: what every condition answers, in this order; bar: counts conditions."""
+        self.runtime, self.v, self.items, self.store, self.say, self._bar = runtime, v, items, store, say, bar
+        self._there: set[str] = set()
+        self._label = ""
+        """Of the condition that is being answered."""
         self.task = runtime.task
         self.validation = runtime.task.items("validation")[: runtime.config.eval.num_validation]
         self.parameters = linear_parameters(linear_shapes(runtime.base.model))
@@ -190,9 +196,15 @@ class Conditions:
 
     def _kept(self, name: str, kind: str, label: str, run: "Callable[[], _Answered]") -> Condition:
         """The stored condition of that name, or what `run` gives, which is stored in place of its trials."""
-        if (found := self.store.get(name)) is not None:
-            return found
+        condition = self.store.get(name) or self._made(name, kind, label, run)
+        self._there.add(name)
+        if self._bar is not None:
+            self._bar.update(len(self._there))
+        return condition
+
+    def _made(self, name: str, kind: str, label: str, run: "Callable[[], _Answered]") -> Condition:
         self.say(f"{label}: {len(self.items):,} items")
+        self._label = label
         answered = run()
         condition = Condition(
             name=name, kind=kind, label=label, replies=answered.replies, account=answered.account,
@@ -210,7 +222,7 @@ class Conditions:
         if (found := self.store.get(name)) is not None:
             return found
         self.say(f"  {what}, {len(self.validation):,} validation items")
-        answered = self._answer(v, self.validation, prompt=prompt)
+        answered = self._answer(v, self.validation, prompt=prompt, who=what)
         trial = Condition(
             name=name, kind="trial", label=what, replies=answered.replies, account=answered.account,
             details={TRIAL: len(self.validation)},
@@ -226,12 +238,13 @@ class Conditions:
         temperature: float = 0.0,
         max_new_tokens: int = 0,
         prompt: Prompting | None = None,
+        who: str = "",
     ) -> "_Answered":
         config = self.runtime.config
         clock, cpu = time.perf_counter(), time.process_time()
         replies = self.runtime.answer(
             self.items if items is None else items, v, prompt=prompt, temperature=temperature, seed=config.train.seed,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens, who=who or self._label,
         )  # fmt: skip
         cost = evaluation_account(
             replies, prompt_tokens=sum(reply.prompt_tokens for reply in replies), seconds=time.perf_counter() - clock,

@@ -41,6 +41,7 @@ from tinylora.rollouts.runtime import Runtime
 from tinylora.store.adapter import Adapter
 from tinylora.system.files import write_atomically
 from tinylora.system.jsonl import read_jsonl
+from tinylora.system.progress import Bar
 from tinylora.talk import Say
 from tinylora.tasks.base import Item
 from tinylora.tasks.build import build_task
@@ -99,22 +100,30 @@ def gather_evidence(
         "completions": allowed,
         "controls": {},  # each is told apart by its own numbers, so that one more does not undo the others
     }
-    answers = Conditions(runtime, v, items, Store.of_evidence(folder, plan, say), say)
-    conditions = [answers.untrained(), answers.adapter(), answers.zero(), *answers.randoms(options.random_vectors)]
-    if allowed:
-        conditions += [answers.best_random(allowed), answers.best_shorter(allowed)]
-    else:
-        say("how many completions training sampled is not known (no metrics.jsonl), so there is no best of N vectors")
-    if len(prompt_candidates(config)) > 1:
-        conditions.append(answers.best_prompt())
-    else:
-        say(
-            "the recipe names no other prompts (eval.prompts), so the best of several prompts is not among the controls"
-        )
-    conditions += [answers.larger_budget(), answers.constant()]
-    conditions += [
-        answers.trained_control(name, control.v, _control_label(control)) for name, control in controls.items()
-    ]
+    store = Store.of_evidence(folder, plan, say)
+    has_prompts = len(prompt_candidates(config)) > 1
+    total = 5 + options.random_vectors + 2 * bool(allowed) + has_prompts + len(controls)
+    with Bar("controls", total, "conditions", timed=False) as bar:
+        answers = Conditions(runtime, v, items, store, say, bar)
+        conditions = [answers.untrained(), answers.adapter(), answers.zero(), *answers.randoms(options.random_vectors)]
+        if allowed:
+            conditions += [answers.best_random(allowed), answers.best_shorter(allowed)]
+        else:
+            say(
+                "how many completions training sampled is not known (no metrics.jsonl), so there is no best of N "
+                "vectors"
+            )
+        if has_prompts:
+            conditions.append(answers.best_prompt())
+        else:
+            say(
+                "the recipe names no other prompts (eval.prompts), so the best of several prompts is not among the "
+                "controls"
+            )
+        conditions += [answers.larger_budget(), answers.constant()]
+        conditions += [
+            answers.trained_control(name, control.v, _control_label(control)) for name, control in controls.items()
+        ]
     side = _side_effects(runtime, adapter, conditions, options, also, say)
     parameters = linear_parameters(linear_shapes(runtime.base.model))
     evidence = assemble(
@@ -305,7 +314,7 @@ def _forgetting(adapter: Adapter, name: str, other: Runtime, items: Sequence[Ite
     sides = []
     for v, who in ((None, "untrained"), (adapter.v, "adapter")):
         say(f"{who} on {len(items):,} items of {other.task.name} (forgetting)")
-        sides.append(other.answer(items, v, seed=other.config.train.seed))
+        sides.append(other.answer(items, v, seed=other.config.train.seed, who=f"{who}, {other.task.name}"))
     return {
         "task": name,
         "num_items": len(items),

@@ -27,6 +27,7 @@ from tinylora.rollouts.prompts import larger_budget_in_words
 from tinylora.rollouts.replies import Reply, correct, mean
 from tinylora.rollouts.runtime import Runtime
 from tinylora.system.files import write_atomically
+from tinylora.system.progress import Bar
 from tinylora.talk import Say
 
 PRIMARY = "greedy decoding, strict score, exact McNemar on the same held-out items"
@@ -57,15 +58,16 @@ def final_evaluation(run: Path, runtime: Runtime, v: Tensor, say: Say, seconds_t
         "seed": config.train.seed,
     }
     store = Store.of_result(run, plan, say)
-    answers = Conditions(runtime, v, items, store, say)
-    conditions = [
-        answers.untrained(),
-        answers.adapter(),
-        *answers.sampled(config.generation.temperature),
-        answers.larger_budget(),
-        answers.best_prompt(),
-        *answers.randoms(config.eval.random_vectors, LENGTHS),
-    ]
+    with Bar("final evaluation", 6 + config.eval.random_vectors, "conditions", timed=False) as bar:
+        answers = Conditions(runtime, v, items, store, say, bar)
+        conditions = [
+            answers.untrained(),
+            answers.adapter(),
+            *answers.sampled(config.generation.temperature),
+            answers.larger_budget(),
+            answers.best_prompt(),
+            *answers.randoms(config.eval.random_vectors, LENGTHS),
+        ]
     report = {
         "trained_numbers": v.numel(),
         "seed": config.train.seed,

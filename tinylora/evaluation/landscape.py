@@ -62,7 +62,7 @@ def landscape(
     divergence = _base_divergence(runtime, items, [v for _, _, v in cases[1:]])
     rows = []
     for (norm, k, v), kl in zip(cases, [0.0, *divergence], strict=True):
-        results = runtime.answer(items, v)
+        results = runtime.answer(items, v, who=f"norm {norm:g}, vector {k}")
         shares = {name: mean(results, name) for name in ("strict", "value_only", "stopped")}
         rows.append(LandscapeRow(norm=norm, vector=k, kl=kl, num_items=len(items), **shares))
         say(f"norm {norm:g}, vector {k}: strict {shares['strict']:.3f}, KL {kl:.2e}")

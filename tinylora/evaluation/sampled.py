@@ -13,6 +13,7 @@ from tinylora.evaluation.statistics.paired import Interval, bootstrap_difference
 from tinylora.evaluation.statistics.scores import majority_correct, pass_at_k
 from tinylora.rollouts.replies import Reply
 from tinylora.rollouts.runtime import Runtime
+from tinylora.system import progress
 from tinylora.talk import Say
 from tinylora.tasks.base import Task
 
@@ -94,14 +95,14 @@ def compare_samples(
         f"{runtime.config.generation.max_new_tokens} tokens"
     )
     say(headline)
-    sides = []
-    for who, vector in (("untrained", None), ("adapter", v)):
-        sides.append(
-            runtime.answer(
-                items, vector, num_samples=num_samples, temperature=temperature, seed=seed,
-                on_progress=lambda done, total, who=who: say(f"{who}: {done}/{total} items"),  # type: ignore[misc]
-            )
-        )  # fmt: skip
+
+    def draw(vector: Tensor | None, who: str) -> list[Reply]:
+        tell = None if progress.is_on() else lambda done, total: say(f"{who}: {done}/{total} items")
+        return runtime.answer(
+            items, vector, num_samples=num_samples, temperature=temperature, seed=seed, on_progress=tell, who=who
+        )
+
+    sides = [draw(None, "untrained"), draw(v, "adapter")]
     scores = sampled_scores(runtime.task, sides[0], sides[1], num_samples)
     return SampledComparison(headline=headline, scores=scores, untrained=tuple(sides[0]), adapter=tuple(sides[1]))
 

