@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,3 +313,16 @@ def test_python_reward_that_raises(rewards):
 def test_python_reward_that_cannot_be_loaded(rewards, scorer, message):
     with pytest.raises(UserError, match=message):
         jsonl(rewards, scorer=scorer)
+
+
+def test_the_first_import_of_reasoning_gym_prints_nothing(tmp_path):
+    # pip leaves compiling to the first import, and then Python warns of cellpylib's source: four lines before anything
+    # of ours in a newcomer's first `make demo`
+    done = subprocess.run(
+        [sys.executable, "-c", "from tinylora.tasks.sets.reasoning_gym import gym; gym().factory.DATASETS"],
+        env={**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -110,9 +110,8 @@ def make_scorer(name: str, options: Mapping[str, Any], source: reasoning_gym.Sou
 
 
 def _near_task(name: str) -> str:
-    from reasoning_gym.factory import DATASETS
-
-    known = [*PUBLIC, "writing", "jsonl", *(GYM_PREFIX + task for task in DATASETS)]
+    names = reasoning_gym.gym().factory.DATASETS
+    known = [*PUBLIC, "writing", "jsonl", *(GYM_PREFIX + task for task in names)]
     bare = name.replace("-", "_").rpartition(":")[2]
-    close = [GYM_PREFIX + bare] if bare in DATASETS else get_close_matches(name, known, n=3, cutoff=0.6)
+    close = [GYM_PREFIX + bare] if bare in names else get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""

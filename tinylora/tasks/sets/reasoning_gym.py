@@ -7,9 +7,11 @@ the question's hash and never by seed.
 
 import dataclasses
 import hashlib
+import importlib
 import logging
 import re
 import time
+import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -35,6 +37,17 @@ MAX_DRAWS_PER_ITEM = 20
 """Draws for each of num_items after which the search for new questions ends."""
 
 
+def gym() -> Any:
+    """The package reasoning_gym, imported late: it takes a second.
+
+    The first import compiles its dependencies, and Python warns of their source (cellpylib's `is "recursive"`). A user
+    can do nothing about that.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return importlib.import_module("reasoning_gym")
+
+
 class Source:
     """One reasoning-gym task with its options: generates, and scores by the task's own rule.
 
@@ -42,8 +55,7 @@ class Source:
     """
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        from reasoning_gym.factory import DATASETS
-
+        DATASETS = gym().factory.DATASETS
         if name not in DATASETS:
             close = get_close_matches(name, DATASETS, n=5, cutoff=0.5)
             hint = f"did you mean {', '.join(close)}?" if close else f"there are {len(DATASETS)}, such as chain_sum"
@@ -122,10 +134,8 @@ class Source:
         return item
 
     def _create(self, seed: int) -> Any:
-        from reasoning_gym import create_dataset
-
         try:
-            return create_dataset(self.name, seed=seed, size=BATCH, **self._options)
+            return gym().create_dataset(self.name, seed=seed, size=BATCH, **self._options)
         except Exception as error:  # options are checked by assert, and by whatever a wrong type trips over
             raise self._refused(error) from error
 
