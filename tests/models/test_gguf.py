@@ -302,3 +302,63 @@ def test_no_room(tmp_path: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _: Full)
     with pytest.raises(UserError, match="no room to unpack .* 0 MB free"):
         _load(path)
+
+
+def _renamed(path: Path, old: bytes, new: bytes) -> Path:
+    assert len(old) == len(new) and path.read_bytes().count(old) == 1
+    path.write_bytes(path.read_bytes().replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize("untied", [True, False])
+@pytest.mark.parametrize(
+    ("old", "new", "lacks"),
+    [
+        (b"blk.1.ffn_up.weight", b"blk.1.ffn_zz.weight", r"lack 1 tensors, model\.layers\.1\.mlp\.up_proj\.weight"),
+        (b"blk.0.attn_q.bias", b"blk.0.attn_z.bias", r"lack 1 tensors, model\.layers\.0\.self_attn\.q_proj\.bias"),
+        (b"token_embd.weight", b"token_zzzz.weight", r"lack . tensors, .*model\.embed_tokens\.weight"),
+    ],
+)
+def test_a_tensor_that_is_not_there_is_never_made_up(
+    tmp_path: Path, fresh_cache: Path, untied: bool, old: bytes, new: bytes, lacks: str
+) -> None:
+    """transformers draws it anew: such a file could be trained on for hours. A tied head is no such tensor."""
+    path = tmp_path / "lacks.gguf"
+    _write_qwen2(path, untied=untied)
+    with pytest.raises(UserError, match=rf"the weights of .*lacks\.gguf {lacks}; fetch it again, whole"):
+        _load(_renamed(path, old, new))
+
+
+def test_a_head_under_another_name_is_not_taken_for_a_tied_one(tmp_path: Path, fresh_cache: Path) -> None:
+    """Without `output.weight` the embeddings are the head, which is another model."""
+    path = tmp_path / "headless.gguf"
+    _write_qwen2(path, untied=True)
+    with pytest.raises(UserError, match=r"has no place for 1 tensors of .*headless\.gguf \(outpuz\.weight\)"):
+        _load(_renamed(path, b"\x0d" + bytes(7) + b"output.weight", b"\x0d" + bytes(7) + b"outpuz.weight"))
+
+
+def test_a_bias_that_transformers_drops_is_refused_and_another_tensor_named(
+    tmp_path: Path, fresh_cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "more.gguf"
+    _write_qwen2(path, untied=True, extra={"blk.0.attn_output.bias": [1.0] * WIDTH})
+    with pytest.raises(UserError, match=r"has no place for 1 tensors .*\(blk\.0\.attn_output\.bias\)"):
+        _load(path)
+    _write_qwen2(path, untied=True, extra={"blk.0.of_another_program": [1.0, 2.0]})
+    assert _load(path).context_length == 64
+    assert "transformers leaves out 1 tensors of more.gguf (blk.0.of_another_program)" in capfd.readouterr().err
+
+
+def test_a_copy_with_weights_made_up_before_is_not_used(
+    tmp_path: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lacks.gguf"
+    _write_qwen2(path, untied=True)
+    _renamed(path, b"blk.1.ffn_up.weight", b"blk.1.ffn_zz.weight")
+    with monkeypatch.context() as before:
+        before.setattr(conversion, "FORMAT", 2)
+        before.setattr(conversion, "refuse_missing", lambda *_: None)
+        before.setattr(conversion, "_check_dropped", lambda *_: None)
+        _load(path)
+    with pytest.raises(UserError, match="lack 1 tensors"):
+        _load(path)

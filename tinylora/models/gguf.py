@@ -14,6 +14,7 @@ import contextlib
 import inspect
 import io
 import json
+import math
 import re
 import shutil
 import sys
@@ -25,13 +26,16 @@ import torch
 from filelock import FileLock
 
 from tinylora.errors import UserError
+from tinylora.models.gguf_header import GgufHeader, read_header, refuse_part
+from tinylora.models.loading_report import refuse_missing, some_of
 from tinylora.models.names import refuse_adapter
 from tinylora.models.quiet import quiet
 from tinylora.system.digest import remembered_sha256, sha256_of
 from tinylora.system.paths import cache_dir
 from tinylora.system.progress import Bar
+from tinylora.talk import say_to_stderr
 
-FORMAT = 2  # raise it when a conversion would give other weights, so that old copies are made again
+FORMAT = 3  # raise it when a conversion would give other weights, or none, so that old copies are made again
 MARKER = "conversion.json"
 WEIGHTS = "model.safetensors"
 UNROTATED = 1e30
@@ -43,8 +47,8 @@ def converted_folder(gguf: Path, sha256: str) -> Path:
 
     It lies in the cache under the file's SHA-256. Two processes may ask at once; a copy that is incomplete or whose
     bytes have changed is made again.
-    Raises: UserError for a damaged file, an architecture that transformers does not know, scaled rotary positions, a
-    PEFT adapter beside the file, and a full disk.
+    Raises: UserError for a damaged file or a part of one, tensors that are not there, an architecture that transformers
+    does not know, scaled rotary positions, a PEFT adapter beside the file, and a full disk.
     """
     folder = cache_dir() / "converted" / sha256
     try:
@@ -114,14 +118,16 @@ class _Heard(io.StringIO):
 def _read(gguf: Path, bar: Bar) -> tuple[Any, Any]:
     """The model, dequantised in float32, and the tokenizer of a GGUF file; `bar` counts its tensors.
 
-    Raises: UserError for a damaged file, an architecture that transformers does not know, scaled rotary positions, and
-    a PEFT adapter beside the file.
+    Raises: UserError for a damaged file or a part of one, tensors that are not there, an architecture that transformers
+    does not know, scaled rotary positions, and a PEFT adapter beside the file.
     """
     import transformers
 
     refuse_adapter(gguf.parent, gguf.name, "move one of them into another folder")
+    header = read_header(gguf)
+    refuse_part(gguf, header)
 
-    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
+    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32, "output_loading_info": True}
     config_class = getattr(transformers, "GgufConfig", None)
     if config_class and "dequantize" in inspect.signature(config_class).parameters:
         # With the `kernels` package installed, transformers would keep the weights packed: no nn.Linear to adapt.
@@ -131,7 +137,7 @@ def _read(gguf: Path, bar: Bar) -> tuple[Any, Any]:
         with quiet(), contextlib.redirect_stderr(_Heard(bar)):
             _refuse_scaled_positions(gguf)
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
     except (MemoryError, UserError):
         raise
     except Exception as error:  # the parsers raise nearly anything on a truncated file
@@ -142,7 +148,41 @@ def _read(gguf: Path, bar: Bar) -> tuple[Any, Any]:
                 f"give a model folder or another file"
             ) from error
         raise UserError(f"the GGUF file {gguf} is damaged or not well-formed ({reason}); fetch it again") from error
+    refuse_missing(str(gguf), report)
+    _check_dropped(gguf, header, model)
     return model, tokenizer
+
+
+def _check_dropped(gguf: Path, header: GgufHeader, model: Any) -> None:
+    """Tensors that transformers has no place for and leaves out without a word: a renamed head, or biases, say.
+
+    Raises: UserError where the model computes something else without them; of others it is said.
+    """
+    dropped = _dropped(header, model)
+    head = header.shapes.get("token_embd.weight")
+    vital = [name for name in dropped if name.endswith(".bias") or header.shapes[name] == head]
+    if vital:
+        raise UserError(
+            f"transformers has no place for {len(vital)} tensors of the GGUF file {gguf} ({some_of(vital)}), and would "
+            "load another model without them; give the folder or hub id with the model's safetensors instead"
+        )
+    if dropped:
+        say_to_stderr(f"transformers leaves out {len(dropped)} tensors of {gguf.name} ({some_of(dropped)})")
+
+
+def _dropped(header: GgufHeader, model: Any) -> list[str]:
+    own = [name for name in header.shapes if "rope_freqs" not in name and "rope_factors" not in name]
+    taken = {value.data_ptr(): value.numel() for value in model.state_dict().values()}
+    if sum(math.prod(header.shapes[name]) for name in own) <= sum(taken.values()):
+        return []
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    make = reading.TENSOR_PROCESSORS.get(header.architecture, reading.TensorProcessor)
+    try:
+        known = reading.get_gguf_hf_weights_map(model, make(config=model.config.to_dict()))
+    except (AttributeError, TypeError, ValueError, KeyError, NotImplementedError):
+        return []  # names that only transformers knows; none of them lacked
+    return [name for name in own if name not in known]
 
 
 def _refuse_scaled_positions(gguf: Path) -> None:

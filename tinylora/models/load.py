@@ -5,6 +5,7 @@ cases: a model in eval mode that nothing trains, its tokenizer, and the facts ab
 needs.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from tinylora.models.base import BaseModel
 from tinylora.models.embedded import EMBEDDED, embedded_file
 from tinylora.models.gguf import converted_folder
 from tinylora.models.hub import hub_folder
+from tinylora.models.loading_report import heard_misfits, refuse_missing, say_unexpected, some_of
 from tinylora.models.names import Source, refuse_adapter, resolve_name, weight_files
 from tinylora.models.prompt import encode_prompt
 from tinylora.models.quantise import (
@@ -125,8 +127,9 @@ def _load(
     packed: dict[str, Any] = {}
     if quantization != "none":
         packed = {"quantization_config": transformers_config(quantization, dtype), "device_map": {"": device}}
+    misfits: list[str] = []
     try:
-        with quiet(), own_mappings() if packed else nullcontext():
+        with quiet(), heard_misfits(misfits), own_mappings() if packed else nullcontext():
             config = AutoConfig.from_pretrained(folder, **code)
             _check_causal(source, config, trust_remote_code)
             if packed and getattr(config, "quantization_config", None):
@@ -142,17 +145,14 @@ def _load(
     except (UserError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, LookupError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
-        _explain(source, error)
+        _explain(source, error, misfits)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
             f"transformers has put a PEFT adapter on {source.name}, which was to be the base alone; give the model "
             "without its adapter"
         )
-    if missing := sorted(report["missing_keys"]):
-        # transformers would go on with random numbers in their place
-        raise UserError(
-            f"the weights of {source.name} lack {len(missing)} tensors, such as {missing[0]}; fetch it again"
-        )
+    refuse_missing(source.name, report)
+    say_unexpected(source.name, report)
     return model, tokenizer
 
 
@@ -172,13 +172,18 @@ def _check_causal(source: Source, config: Any, trust_remote_code: bool) -> None:
         )
 
 
-def _explain(source: Source, error: Exception) -> NoReturn:
-    """Raise one sentence for what transformers raised."""
+def _explain(source: Source, error: Exception, misfits: Sequence[str] = ()) -> NoReturn:
+    """Raise one sentence for what transformers raised. `misfits`: tensors that do not fit, where it named some."""
     import transformers
 
     text = " ".join(str(error).split())
     short = text if len(text) <= 240 else f"{text[:240]}…"
-    if "trust_remote_code" in text:
+    if misfits:
+        advice = (
+            f"has weights that are not those of its config.json ({some_of(misfits)} of other shapes, or not complete); "
+            "fetch it again, whole"
+        )
+    elif "trust_remote_code" in text:
         advice = "brings code of its own; set model.trust_remote_code=true if you trust that repository"
     elif "does not recognize this architecture" in text or "Unrecognized model" in text or isinstance(error, KeyError):
         advice = f"has an architecture that transformers {transformers.__version__} does not know ({short})"
