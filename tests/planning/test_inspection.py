@@ -174,13 +174,13 @@ def test_all_copies_of_the_factors_count(
     assert isinstance(adapter, AttachedAdapter)
     engine = make_engine(model, backend=backend, context_length=128, adapter=adapter, say=quiet)
     learner = Learner(model, adapter)
-    assert learner._packed is not None
+    assert learner.packed is not None
     things: list[Any] = [
         adapter.factors,
         adapter.projections,
         adapter.layers,
-        learner._packed.adapted,
-        learner._packed.P,
+        learner.packed.adapted,
+        learner.packed.P,
     ]
     if backend == "native":
         assert isinstance(engine, NativeEngine)

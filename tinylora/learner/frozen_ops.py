@@ -2,12 +2,11 @@
 
 No gradient of a weight is ever formed: what reaches v goes through R (r, r) of each adapted map, for which a map keeps
 (tokens, r) numbers instead of its input. What is cheap to compute again (norms, activations, attention weights) is not
-kept. Float32 work: norms, rotation, attention, everything of rank r; products with the weights stay in their dtype.
-Leaves out: in which order a model uses them (packed.py).
+kept. Float32 work: norms, everything of rank r; products with the weights stay in their dtype.
+Leaves out: attention (attention.py), and in which order a model uses them (packed.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -25,7 +24,7 @@ def _pieces(factor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([high, (factor - high.to(factor.dtype)).to(dtype), high])
 
 
-def _add_product(y: Tensor, h: Tensor, pieces: Tensor) -> None:
+def add_product(y: Tensor, h: Tensor, pieces: Tensor) -> None:
     """y += h factor, added up in float32 and rounded once to y's dtype, without a float32 copy of y.
 
     In a narrow dtype each number is the sum of two: h1 f1 + h1 f2 + h2 f1 leaves out about 2^-16 of the product.
@@ -60,15 +59,18 @@ class _Linears(torch.autograd.Function):
     """x -> W_i x + b_i + B_i R_i A_i x for several maps of one x, which is read once for all A_i."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, maps: Sequence[FrozenLinear], *mixing: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, maps: Sequence[FrozenLinear], owners: Tensor | None, *mixing: Tensor
+    ) -> tuple[Tensor, ...]:
         outputs = [nn.functional.linear(x, one.weight, one.bias) for one in maps]
         adapted = [i for i, one in enumerate(maps) if one.layer is not None] if mixing else []
-        ctx.maps, ctx.adapted = maps, adapted
+        ctx.maps, ctx.adapted, ctx.owners = maps, adapted, owners
         if adapted:
             A = torch.cat([maps[i].A for i in adapted])
             projected = nn.functional.linear(x.to(A.dtype), A)
-            for h, i, R in zip(projected.split(len(mixing[0]), dim=1), adapted, mixing, strict=True):
-                _add_product(outputs[i], h @ R.T, maps[i].B_pieces)
+            for h, i, R in zip(projected.split(mixing[0].shape[-1], dim=1), adapted, mixing, strict=True):
+                mixed = h @ R.T if owners is None else (R[owners] * h.unsqueeze(1)).sum(-1)
+                add_product(outputs[i], mixed, maps[i].B_pieces)
             ctx.save_for_backward(projected, *mixing)
         return tuple(outputs)
 
@@ -81,28 +83,35 @@ class _Linears(torch.autograd.Function):
             for g, one in zip(grads[1:], ctx.maps[1:], strict=True):
                 grad_x.addmm_(g, one.weight)
         if not ctx.adapted:
-            return grad_x, None
+            return grad_x, None, None
         projected, *mixing = ctx.saved_tensors
         grad_mixing: list[Tensor | None] = []
-        parts = projected.split(len(mixing[0]), dim=1)
+        parts = projected.split(mixing[0].shape[-1], dim=1)
         back: list[Tensor] = []
         for h, i, R in zip(parts, ctx.adapted, mixing, strict=True):
             gB = nn.functional.linear(grads[i].to(h.dtype), ctx.maps[i].Bt)
-            grad_mixing.append(gB.T @ h)
-            back.append(gB @ R)
+            if ctx.owners is None:
+                grad_mixing.append(gB.T @ h)
+                back.append(gB @ R)
+            else:
+                each = gB.unsqueeze(2) * h.unsqueeze(1)
+                grad_mixing.append(torch.zeros_like(R).index_add_(0, ctx.owners, each))
+                back.append((gB.unsqueeze(2) * R[ctx.owners]).sum(1))
         if grad_x is not None:
             for gBR, i in zip(back, ctx.adapted, strict=True):
-                _add_product(grad_x, gBR, ctx.maps[i].A_pieces)
-        return grad_x, None, *grad_mixing
+                add_product(grad_x, gBR, ctx.maps[i].A_pieces)
+        return grad_x, None, None, *grad_mixing
 
 
-def linears(x: Tensor, maps: Sequence[FrozenLinear], mixing: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def linears(
+    x: Tensor, maps: Sequence[FrozenLinear], mixing: Sequence[Tensor], owners: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Outputs (tokens, out_i) of several maps of x (tokens, in); `mixing` holds R (r, r) of the adapted ones in
-    order, or nothing for the base.
+    order, or nothing for the base. With `owners` (tokens,) each R is (rows, r, r), and a token takes its owner's.
 
     Differentiable in x and R. Same rounding as AdaptedLinear: the base's output, then the sum, to the base's dtype.
     """
-    found: tuple[Tensor, ...] = _Linears.apply(x, maps, *mixing)
+    found: tuple[Tensor, ...] = _Linears.apply(x, maps, owners, *mixing)
     return found
 
 
@@ -155,148 +164,6 @@ class _Gated(torch.autograd.Function):
 def gated(gate: Tensor, up: Tensor, activation: nn.Module) -> Tensor:
     """activation(gate) * up, computing the activation again for its gradient."""
     y: Tensor = _Gated.apply(gate, up, activation)
-    return y
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Segments of the token axis that attend together: all have the same ancestors, and lie one behind the other.
-
-    Queries are the tokens start to stop; keys are those of the ancestors, then own_start to stop. `pad` (rows x
-    longest) lays the queries out as a rectangle (index `tokens` of the axis = a row of zeros), `unpad` takes the real
-    ones out of it; None where there is nothing to pad. `hidden` is True where a query must not see a key, over the last
-    keys.
-    """
-
-    rows: int
-    start: int
-    stop: int
-    own_start: int
-    ancestors: tuple[tuple[int, int], ...]
-    pad: Tensor | None
-    unpad: Tensor | None
-    hidden: Tensor
-    """(queries, last keys) bool."""
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """Rotary positions of x (tokens, ..., d) in float32, by tables (tokens, d), into out."""
-    half = x.shape[-1] // 2
-    cos, sin = (table.view(len(table), *[1] * (x.dim() - 2), -1) for table in (cos, sin))
-    torch.mul(x, cos, out=out)
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-
-
-class _Attention(torch.autograd.Function):
-    """Softmax attention over a tree of segments, in float32, a block at a time.
-
-    The CPU's flash kernel takes five times as long for the shapes of a GRPO batch, most of it in its backward pass.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, blocks: Sequence[Block], scale: float
-    ) -> Tensor:
-        ctx.blocks, ctx.scale = blocks, scale
-        ctx.save_for_backward(q, k, v, cos, sin)
-        queries, keys = _arranged(q, k, v, cos, sin, scale)
-        tokens, num_heads, d = q.shape
-        out = torch.empty(len(queries), tokens, queries.shape[2], dtype=torch.float32, device=q.device)
-        for block in blocks:
-            Q, KV = _block_inputs(block, queries, keys, d)
-            P = _weights(block, Q, KV[..., :d])
-            rows = torch.bmm(P, KV[..., d:]).view(len(queries), -1, queries.shape[2])
-            out[:, block.start : block.stop] = rows if block.unpad is None else rows.index_select(1, block.unpad)
-        return out.transpose(0, 1).to(q.dtype, memory_format=torch.contiguous_format).reshape(tokens, num_heads * d)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, cos, sin = ctx.saved_tensors
-        queries, keys = _arranged(q, k, v, cos, sin, ctx.scale)
-        tokens, num_heads, d = q.shape
-        num_kv = len(queries)
-        grad_out = torch.zeros_like(queries)
-        grad_out[:, :tokens] = grad.view(tokens, num_kv, -1).transpose(0, 1)
-        grad_queries, grad_keys = torch.empty_like(queries[:, :tokens]), torch.zeros_like(keys[:, :tokens])
-        for block in ctx.blocks:
-            Q, KV = _block_inputs(block, queries, keys, d)
-            dO = _rows(block, grad_out, d)
-            P = _weights(block, Q, KV[..., :d])
-            dKV = torch.empty_like(KV)
-            dKV[..., d:] = torch.bmm(P.transpose(1, 2), dO)
-            dP = torch.bmm(dO, KV[..., d:].transpose(1, 2))
-            dS = torch.ops.aten._softmax_backward_data(dP, P, -1, torch.float32)
-            dKV[..., :d] = torch.bmm(dS.transpose(1, 2), Q)
-            dQ = torch.bmm(dS, KV[..., :d]).view(num_kv, -1, queries.shape[2])
-            grad_queries[:, block.start : block.stop] = dQ if block.unpad is None else dQ.index_select(1, block.unpad)
-            dKV = dKV.view(num_kv, block.rows, -1, 2 * d)
-            at = 0
-            for first, last in block.ancestors:
-                grad_keys[:, first:last] += dKV[:, :, at : at + last - first].sum(1)
-                at += last - first
-            own = dKV[:, :, at:].reshape(num_kv, -1, 2 * d)
-            grad_keys[:, block.own_start : block.stop] += (
-                own if block.unpad is None else own.index_select(1, block.unpad)
-            )
-        rotated = torch.empty(tokens, num_heads, d, dtype=torch.float32, device=q.device)
-        dq = grad_queries.transpose(0, 1).view(tokens, num_kv, -1, d).flatten(1, 2)
-        _rotate(dq, cos * ctx.scale, -sin * ctx.scale, rotated)
-        grad_q = rotated.to(q.dtype)
-        rotated = torch.empty(tokens, num_kv, d, dtype=torch.float32, device=q.device)
-        _rotate(grad_keys[..., :d].transpose(0, 1), cos, -sin, rotated)
-        grad_v = grad_keys[..., d:].transpose(0, 1).to(v.dtype, memory_format=torch.contiguous_format)
-        return grad_q, rotated.to(k.dtype), grad_v, None, None, None, None
-
-
-def _arranged(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Queries (kv heads, tokens + 1, repeats x d) times scale, keys beside values (kv heads, tokens + 1, 2 d), float32.
-
-    Rotated; the row behind the last token is zero.
-    """
-    tokens, num_heads, d = q.shape
-    num_kv = k.shape[1]
-    queries = torch.empty(num_kv, tokens + 1, num_heads // num_kv, d, dtype=torch.float32, device=q.device)
-    queries[:, tokens] = 0
-    _rotate(q.view(tokens, num_kv, -1, d), cos * scale, sin * scale, queries[:, :tokens].transpose(0, 1))
-    keys = torch.empty(num_kv, tokens + 1, 2 * d, dtype=torch.float32, device=q.device)
-    keys[:, tokens] = 0
-    _rotate(k, cos, sin, keys[:, :tokens, :d].transpose(0, 1))
-    keys[:, :tokens, d:] = v.transpose(0, 1)
-    return queries.flatten(2), keys
-
-
-def _rows(block: Block, x: Tensor, d: int) -> Tensor:
-    """Of (kv heads, tokens + 1, repeats x d), the block's: (kv heads x rows, longest x repeats, d)."""
-    picked = x[:, block.start : block.stop] if block.pad is None else x.index_select(1, block.pad)
-    return picked.reshape(len(x) * block.rows, -1, d)
-
-
-def _block_inputs(block: Block, queries: Tensor, keys: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    own = keys[:, block.own_start : block.stop] if block.pad is None else keys.index_select(1, block.pad)
-    own = own.reshape(len(keys), block.rows, -1, 2 * d)
-    shared = [keys[:, a:b].unsqueeze(1).expand(-1, block.rows, -1, -1) for a, b in block.ancestors]
-    KV = torch.cat([*shared, own], dim=2) if shared else own
-    return _rows(block, queries, d), KV.flatten(0, 1)
-
-
-def _weights(block: Block, Q: Tensor, K: Tensor) -> Tensor:
-    scores = torch.bmm(Q, K.transpose(1, 2))
-    num_queries, width = block.hidden.shape
-    view = scores.view(len(scores), num_queries, -1, scores.shape[2])
-    view[..., scores.shape[2] - width :].masked_fill_(block.hidden.unsqueeze(1), float("-inf"))
-    return torch.softmax(scores, dim=-1)
-
-
-def tree_attention(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, blocks: Sequence[Block], scale: float
-) -> Tensor:
-    """Attention of q (tokens, heads, d) to k and v (tokens, kv heads, d), not yet rotated -> (tokens, heads x d).
-
-    cos and sin (tokens, d) float32. Every token must be a query of exactly one block.
-    """
-    y: Tensor = _Attention.apply(q, k, v, cos, sin, blocks, scale)
     return y
 
 

@@ -22,7 +22,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tinylora.adapter.attach import AttachedAdapter
 from tinylora.adapter.trained import Trained
 from tinylora.errors import UserError
-from tinylora.learner.packed import PackedForward, shared_prefix
+from tinylora.learner.layout import shared_prefix
+from tinylora.learner.packed import PackedForward
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.prefill import can_select, prefill, with_cache
 
@@ -113,14 +114,14 @@ class Learner:
         self.adapter = adapter
         self.temperature = temperature
         self.pad_token_id = pad_token_id
-        self._packed: PackedForward | None = None
+        self.packed: PackedForward | None = None
         if shared_prompts and packed and isinstance(adapter, AttachedAdapter):
             with suppress(Unsupported):
-                self._packed = PackedForward(describe(model), checkpointing=checkpointing)
+                self.packed = PackedForward(describe(model), checkpointing=checkpointing)
         # A layer computed again in the backward pass must not write to a cache: then each row is one full forward.
-        self.shared_prompts = self._packed is not None or (shared_prompts and not checkpointing and can_select(model))
+        self.shared_prompts = self.packed is not None or (shared_prompts and not checkpointing and can_select(model))
         self.checkpointing = checkpointing
-        if checkpointing and self._packed is None and not self._layers():
+        if checkpointing and self.packed is None and not self._layers():
             raise UserError(
                 f"train.gradient_checkpointing: {type(model).__name__} has no layers to recompute; turn it off"
             )
@@ -128,13 +129,13 @@ class Learner:
     @property
     def padded(self) -> bool:
         """Whether padding is computed too, which `micro_batches` then counts."""
-        return self._packed is None
+        return self.packed is None
 
     def logprobs(self, rows: Sequence[Row], v: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probs at the temperature and the mask of real tokens, both (rows, longest completion), float32 and bool.
 
         What stands at padded positions is 0. Differentiable in v where v requires a gradient; v None is the base model.
-        A v for each row, (rows, groups, u), is computed one full forward a row.
+        With a v for each row, (rows, groups, u), rows share nothing.
         """
         mask = torch.zeros(len(rows), max(len(row.token_ids) for row in rows), dtype=torch.bool)
         targets = torch.full(mask.shape, self.pad_token_id)
@@ -145,16 +146,16 @@ class Learner:
         mask, targets = mask.to(device), targets.to(device)
         one_vector = v is None or v.dim() == 2
         with self.adapter.using(v):
-            if self._packed is not None and one_vector:
+            if self.packed is not None:
                 return self._unpadded(rows, v if v is None else v.to(self.adapter.zeros())), mask
             score = self._shared if self.shared_prompts and one_vector else self._full
             with self._recomputing(v):
                 return score(rows, targets, mask).masked_fill(~mask, 0.0), mask
 
     def _unpadded(self, rows: Sequence[Row], v: Tensor | None) -> Tensor:
-        assert self._packed is not None
+        assert self.packed is not None
         prompts, completions = [row.prompt_ids for row in rows], [row.token_ids for row in rows]
-        return pad_sequence(self._packed.logprobs(prompts, completions, v, self.temperature), batch_first=True)
+        return pad_sequence(self.packed.logprobs(prompts, completions, v, self.temperature), batch_first=True)
 
     def _layers(self) -> list[nn.Module]:
         return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
