@@ -19,3 +19,15 @@ def require_at_least(least: int, section: str, config: object, *names: str) -> N
     for name in names:
         value = getattr(config, name)
         require(value >= least, f"{section}.{name}", f"at least {least}", value)
+
+
+BACKSLASH = r"""write a Windows path in single quotes ('C:\data\mine.jsonl') or with forward slashes"""
+
+
+def check_path(key: str, value: str) -> None:
+    """Raises: UserError for a path with a control character, which "C:\\new" holds for TOML, and one of half
+    characters, which stand for bytes that are not UTF-8 and which no settings file can keep."""
+    if any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise UserError(f"{key} holds a control character: {value!r}; {BACKSLASH}")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise UserError(f"{key} must be text in UTF-8, got {value!r}; rename the file")

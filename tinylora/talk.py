@@ -1,6 +1,7 @@
 """Talk: what is said to a person while something runs goes to stderr, and how lengths of time and sizes are said."""
 
 import math
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,15 @@ Say = Callable[[str], None]
 def say_to_stderr(text: str) -> None:
     """Talk goes to stderr, results to stdout."""
     print(text, file=sys.stderr, flush=True)
+
+
+def command(*words: object) -> str:
+    """A command as it can be pasted into a shell: words with spaces and the like in quotes.
+
+    >>> command("tinylora", "train", "--resume", "runs/my task-001")
+    "tinylora train --resume 'runs/my task-001'"
+    """
+    return shlex.join(map(str, words))
 
 
 def format_duration(seconds: float) -> str:

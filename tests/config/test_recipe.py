@@ -96,7 +96,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder.*config\.toml"):
         load_recipe(str(tmp_path / "folder"))
     (tmp_path / "latin.toml").write_bytes(b'[model]\nname = "\xe9"\n')
-    with pytest.raises(UserError, match="is not TOML"):
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
         load_recipe(str(tmp_path / "latin.toml"))
 
 

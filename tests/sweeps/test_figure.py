@@ -207,12 +207,12 @@ def test_every_method_has_a_shape_and_a_name() -> None:
 
 
 def test_refused(tmp_path: Path) -> None:
-    assert "cannot be read" in figure_(str(tmp_path / "none.json")).stderr
+    assert "there is no file" in figure_(str(tmp_path / "none.json")).stderr
     other = tmp_path / "other.json"
     other.write_text("{}")
     assert "is no results.json of a sweep" in figure_(str(other)).stderr
     other.write_text("no json")
-    assert "is no results.json of a sweep" in figure_(str(other)).stderr
+    assert "is not JSON" in figure_(str(other)).stderr
     nothing = figure_(str(results_file(tmp_path, cell("one", 1, [None]))))
     assert nothing.exit_code == 2 and "nothing has been evaluated yet" in nothing.stderr
     damaged = cell("one", 1, [70])

@@ -136,22 +136,20 @@ def import_(
       tinylora import peft-checkpoint --model Qwen/Qwen2.5-0.5B -o mine.safetensors
       tinylora chat mine.safetensors
     """
-    import json
 
     from tinylora.adapter.explicit import save_explicit
     from tinylora.interop.peft_tinylora import read_peft
     from tinylora.models.bases import read_name, remember
     from tinylora.models.load import load_base_model
+    from tinylora.system.strict_json import read_json
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the folder of a PEFT checkpoint")
     name, revision, quantization = read_name(model)
     if not name and (folder / "adapter_config.json").is_file():
-        try:
-            told = json.loads((folder / "adapter_config.json").read_text())
+        told = read_json(folder / "adapter_config.json", "save the adapter again with PEFT")
+        if isinstance(told, dict):  # else read_peft says what is wrong with it
             name, revision = (str(told.get(key) or "") for key in ("base_model_name_or_path", "revision"))
-        except (OSError, ValueError, AttributeError):
-            name = ""  # read_peft says what is wrong with it
     if not name:
         raise UserError(f"{folder} does not name its base model; name it with --model")
     base = load_base_model(name, device="cpu", revision=revision, quantization=quantization)

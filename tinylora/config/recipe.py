@@ -4,6 +4,7 @@ A recipe names only what it changes; a table of free entries (reward, task.optio
 default one, while `--set reward.value_only=0.5` changes that one entry.
 """
 
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from tinylora.config.schema import (
     to_table,
     unknown_key,
 )
-from tinylora.errors import UserError
+from tinylora.config.toml_text import parse_toml, read_toml
+from tinylora.errors import BACKSLASH, UserError
 from tinylora.tasks.sets.public_sets import fill_in
 
 
@@ -29,21 +31,15 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises: UserError for a missing or unreadable file, an unknown section or key, a wrong type or a value out of range.
     """
     path = _find(name_or_path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"recipe {path} is not TOML: {error}") from error
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
-    return apply_overrides(parse_recipe(text, str(path)), overrides)
+    return apply_overrides(_resolve(read_toml(path, "recipe")), overrides)
 
 
 def parse_recipe(text: str, source: str) -> RunConfig:
     """Settings from TOML text; `source` names it in errors. Raises: UserError as `load_recipe` does."""
-    try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UserError(f"recipe {source} is not TOML: {error}") from error
+    return _resolve(parse_toml(text, f"recipe {source}"))
+
+
+def _resolve(table: dict[str, Any]) -> RunConfig:
     config: RunConfig = build_section(RunConfig, fill_in(table), "")
     return config
 
@@ -58,7 +54,7 @@ def _find(name_or_path: str) -> Path:
     if name_or_path.endswith(".toml") or len(path.parts) > 1:
         if path.is_dir():
             raise UserError(f"recipe {name_or_path} is a folder; name a .toml file, such as {path / 'config.toml'}")
-        if not path.is_file():
+        if not os.path.exists(path):
             raise UserError(f"recipe {name_or_path} does not exist; give the path of a .toml file")
         return path
     from tinylora.system.paths import recipes_dir
@@ -119,16 +115,9 @@ def _set(table: dict[str, Any], dotted: str, text: str) -> None:
 def _parse(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also a number too long to read
+        if text[:1] == '"' == text[-1:] and "\\" in text:
+            raise UserError(f"--set: {text} is no text in TOML; {BACKSLASH}") from None
         return text
     # "5\nother = 1" is no value, though it makes two lines of TOML
     return parsed["value"] if list(parsed) == ["value"] else text
-
-
-# --- TOML table to dataclass ---
-
-
-# --- dataclass to TOML, and differences ---
-
-
-# --- help ---

@@ -7,7 +7,7 @@ from typing import Literal
 from tinylora.adapter.config import AdapterConfig
 from tinylora.config.algorithms import ALGORITHMS, AlgorithmName
 from tinylora.config.method import MethodConfig
-from tinylora.errors import require, require_at_least
+from tinylora.errors import check_path, require, require_at_least
 from tinylora.tasks.config import PromptConfig, TaskConfig
 
 
@@ -31,6 +31,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", "a model's name, folder, file or hub id", self.name)
+        check_path("model.name", self.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

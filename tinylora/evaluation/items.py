@@ -12,6 +12,8 @@ from typing import Any
 from tinylora.errors import UserError
 from tinylora.rollouts.replies import FIELDS, Reply
 from tinylora.system.files import NO_ROOM, no_room_is_a_user_error, write_atomically
+from tinylora.system.reading import read_lines
+from tinylora.system.strict_json import parse_json
 
 
 def write_items(path: Path, conditions: Mapping[str, Sequence[Reply]], about: Mapping[str, str]) -> None:
@@ -51,13 +53,12 @@ def _unwritable(path: Path) -> Iterator[None]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of items. Raises: UserError if it cannot be read or a line is none."""
-    try:
-        # not splitlines: a reply may hold other characters that it takes for line ends
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, and it is made again") from error
+    rows = []
+    for where, line in read_lines(path, "name a file that tinylora eval --items wrote"):
+        try:
+            rows.append(parse_json(line))
+        except ValueError as error:
+            raise UserError(f"{where} is damaged ({error}); remove the file, and it is made again") from error
     if not rows or not all(isinstance(row, dict) and {"condition", *FIELDS} <= set(row) for row in rows):
         raise UserError(
             f"{path} holds no replies as tinylora eval --items writes them; remove it, or name another file"

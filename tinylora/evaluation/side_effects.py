@@ -5,6 +5,7 @@ model was trained on it before its publication here), or on one of the user's.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,9 +17,11 @@ from torch import Tensor
 from tinylora.errors import UserError
 from tinylora.evaluation.logprobs import completion_logprobs, divergence, in_parts, total
 from tinylora.rollouts.runtime import Runtime
+from tinylora.system import reading
 
 MOST_TOKENS = 4096
 """Tokens of a text that are looked at; more would only take longer."""
+MOST_TEXT_BYTES = 64 * 2**20
 _WINDOW = 512
 
 
@@ -40,10 +43,7 @@ def neutral_text() -> str:
 
 def read_text(path: str) -> str:
     """A text of the user's. Raises: UserError if there is none."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the text {path!r} cannot be read ({error}); give a file in UTF-8") from error
+    text = reading.read_text(Path(os.path.expanduser(path)), "give a text file in UTF-8", MOST_TEXT_BYTES)
     if not text.strip():
         raise UserError(f"the text {path!r} is empty; give one with at least a paragraph")
     return text

@@ -1,17 +1,18 @@
 """A model card: what was trained, on what, what it gained against which controls, what it cost, and how to load it."""
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinylora.adapter.code import fits_a_code, to_code
 from tinylora.adapter.portable import PortableAdapter
-from tinylora.errors import UserError
 from tinylora.evaluation.lengths import randoms_in_words
 from tinylora.models.bases import read_name
 from tinylora.store.adapter import Adapter
 from tinylora.system.jsonl import read_jsonl
+from tinylora.system.reading import MOST_DATA_BYTES
+from tinylora.system.strict_json import read_json
 
 UNKNOWN_LICENCE = "other"
 
@@ -165,10 +166,7 @@ def _cost(run: Path | None, result: Mapping[str, Any] | None) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
+    found = read_json(path, "mend it, or remove it", MOST_DATA_BYTES)
     return found if isinstance(found, dict) else None

@@ -26,6 +26,7 @@ from tinylora.adapter.grouping import canonical_order
 from tinylora.errors import UserError
 from tinylora.interop.lora import CONFIG, WEIGHTS, has_conv1d, target_names
 from tinylora.system.folders import write_folder
+from tinylora.system.strict_json import read_json
 
 KEY = "base_model.model."
 VECTOR = "base_model.tinylora_v."
@@ -105,12 +106,9 @@ def _numbers(folder: Path, config: dict[str, Any]) -> tuple[float, int]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no {CONFIG}, so it is no PEFT adapter") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} cannot be read ({error})") from error
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} has no {CONFIG}, so it is no PEFT adapter")
+    config = read_json(folder / CONFIG, "save the adapter again with PEFT")
     if not isinstance(config, dict) or config.get("peft_type") != "TINYLORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise UserError(f"{folder} is a PEFT adapter of type {kind}; only TINYLORA can be imported")

@@ -1,6 +1,6 @@
 """The JSON files of a run's folder, read and checked: what a report is made of. Knows no statistics and no page."""
 
-import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +8,9 @@ from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.evaluation.lengths import random_label
+from tinylora.system import strict_json
 from tinylora.system.jsonl import read_jsonl
+from tinylora.system.reading import MOST_DATA_BYTES
 
 Row = dict[str, Any]
 Items = dict[str, list[Row]]
@@ -27,12 +29,9 @@ _FIELDS = {"condition", "item_id", "question", "answer", "text", "strict", "valu
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None if there is no such file. Raises: UserError for anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON or cannot be read ({error}); mend it, or remove it") from error
+    found = strict_json.read_json(path, "mend it, or remove it", MOST_DATA_BYTES)
     if not isinstance(found, dict):
         raise UserError(f"{path} must be a JSON object, got {type(found).__name__}; mend it, or remove it")
     return found

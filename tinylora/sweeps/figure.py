@@ -19,6 +19,8 @@ from typing import Any
 from tinylora.config.algorithms import ALGORITHMS as FACTS
 from tinylora.errors import UserError
 from tinylora.reporting.figures import DASHES, LIGHT, PAPER, SOFT, Figure, draw_figure, short, standalone_svg
+from tinylora.system.reading import MOST_DATA_BYTES
+from tinylora.system.strict_json import read_json
 
 PANELS = (("strict", "strict"), ("value_only", "value only"))
 ALGORITHMS: dict[str, tuple[str, str]] = {
@@ -86,12 +88,7 @@ def write_dial(paths: Sequence[Path], out: Path | None = None) -> Dial:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no results.json of a sweep: {error}") from error
+    results = read_json(path, "give the results.json of a sweep", MOST_DATA_BYTES)
     known = isinstance(results, dict) and results.get("version") == 1 and {"cells", "untrained"} <= set(results)
     if not known:
         raise UserError(f"{path} is no results.json of a sweep as this version writes them")
@@ -114,7 +111,7 @@ def _plain(value: str) -> Any:
     """A value as TOML has it, or the text itself, as --set takes both."""
     try:
         return tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return value.strip()
 
 

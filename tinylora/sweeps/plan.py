@@ -17,8 +17,8 @@ A cell's settings are checked by the recipe's own rules, every candidate and see
 
 import json
 import math
+import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -30,6 +30,7 @@ import tomli_w
 from tinylora.config.recipe import apply_overrides, load_recipe, recipe_name
 from tinylora.config.run import RunConfig
 from tinylora.config.schema import closest, diff_configs, dump_config
+from tinylora.config.toml_text import read_toml
 from tinylora.errors import UserError
 
 Value = str | int | float | bool
@@ -149,12 +150,7 @@ class Sweep:
 
 def load_sweep(path: Path) -> Sweep:
     """Read and check a sweep file. Raises: UserError, one sentence, for whatever could not work."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"sweep {path} is not TOML: {error}") from error
-    except OSError as error:
-        raise UserError(f"sweep {path} cannot be read: {error.strerror}") from error
+    table = read_toml(path, "sweep")
     try:
         return _sweep(table, path)
     except UserError as error:
@@ -317,7 +313,7 @@ def find_sweep(name_or_path: str) -> Path:
     """A path, or the bare name of a sweep that comes with tinylora. Raises: UserError if there is none."""
     path = Path(name_or_path)
     if name_or_path.endswith(".toml") or len(path.parts) > 1:
-        if not path.is_file():
+        if not os.path.exists(path):
             raise UserError(f"sweep {name_or_path} does not exist; give the path of a .toml file")
         return path
     from tinylora.system.paths import recipes_dir

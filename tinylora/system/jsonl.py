@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from tinylora.errors import UserError
 from tinylora.system.files import no_room_is_a_user_error, write_all
+from tinylora.system.reading import MOST_DATA_BYTES, read_bytes
+from tinylora.system.strict_json import parse_json
 
 
 def finite_json(value: Any) -> Any:
@@ -75,11 +77,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bytes(path, "mend it, or remove it", MOST_DATA_BYTES).split(b"\n")
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], start=1):  # after the last newline: nothing, or a torn line
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not JSON ({error}); mend or remove that line") from error
         if not isinstance(record, dict):

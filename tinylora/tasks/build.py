@@ -82,6 +82,7 @@ def build_task(task: TaskConfig, prompt: PromptConfig) -> SplitTask:
             task.test_share,
             needs_answer=scorer.needs_answer,
             json_answers=isinstance(scorer, JsonFieldsScorer),
+            system=prompt.system,
         )
     return SplitTask(task.name, items, checked_prompt, scorer)
 

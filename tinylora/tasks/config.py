@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinylora.errors import require, require_at_least
+from tinylora.errors import check_path, require, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +34,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "task.name", "gsm8k, another public set, jsonl or reasoning_gym:NAME", self.name)
+        check_path("task.path", self.path)
         require_at_least(1, "task", self, "num_items")
         require_at_least(0, "task", self, "seed")
         for name in ("validation_share", "test_share"):

@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-
-def no_constant(name: str) -> Any:
-    """For `parse_constant`: Python reads NaN and Infinity, which are not JSON."""
-    raise ValueError(f"{name} is not JSON")
-
+from tinylora.system.strict_json import no_constant
 
 _JSON = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal, parse_constant=no_constant)
 

@@ -102,7 +102,7 @@ def load(public: PublicSet, path: str, options: Options, validation_share: float
         items: dict[str, Item] = {}
         repeats = 0
         hub_split = public.hub_train if split == "train" else public.hub_test
-        for where, row in read_rows(Path(path) / f"{split}.jsonl") if path else _hub_rows(public, hub_split):
+        for where, row in read_rows(_file(Path(path), split)) if path else _hub_rows(public, hub_split):
             item = public.item(row, where, options)
             if item is not None:
                 repeats += item.id in items
@@ -127,13 +127,20 @@ def load(public: PublicSet, path: str, options: Options, validation_share: float
     )
 
 
+def _file(folder: Path, split: str) -> Path:
+    """The rows of a split: packed by gzip only where there is no other."""
+    plain = folder / f"{split}.jsonl"
+    return plain if plain.exists() else folder / f"{split}.jsonl.gz"
+
+
 def _folder_words(public: PublicSet) -> str:
     return "a folder with test.jsonl" if public.test_only else "a folder with train.jsonl and test.jsonl"
 
 
 def _check_folder(public: PublicSet, folder: Path) -> None:
-    for name in ("test.jsonl",) if public.test_only else ("train.jsonl", "test.jsonl"):
-        if not (folder / name).is_file():
+    for split in ("test",) if public.test_only else ("train", "test"):
+        name = f"{split}.jsonl"
+        if not _file(folder, split).is_file():
             hub = f", or empty to load {public.hub_id} from the hub" if public.hub_id else ""
             raise UserError(
                 f"task {public.name}: there is no {folder / name}; task.path must be {_folder_words(public)}{hub}"
