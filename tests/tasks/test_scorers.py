@@ -12,7 +12,8 @@ from tinylora.errors import UserError
 from tinylora.tasks.build import SCORERS, make_scorer
 from tinylora.tasks.scorers.json_text import json_objects
 from tinylora.tasks.scorers.latex import last_boxed
-from tinylora.tasks.scorers.numeric import final_number, last_number, parse_number
+from tinylora.tasks.scorers.numeric import last_number, parse_number
+from tinylora.tasks.scorers.operand import final_number
 from tinylora.tasks.scorers.text import TextScorer
 
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)  # same cases on every machine

@@ -13,7 +13,7 @@ from tinylora.config.run import RunConfig
 from tinylora.tasks.base import Item, Task
 from tinylora.tasks.config import PromptConfig
 
-VERSION = 2
+VERSION = 3
 """Goes up when a scorer, a parser or the reading of a prompt changes so that the same reply gets another score."""
 DIGITS = 16
 

@@ -17,8 +17,10 @@ from typing import Any
 from tinylora.errors import UserError
 from tinylora.tasks.base import Item, shorten
 from tinylora.tasks.scorers.json_text import json_equal, json_objects, read_json
-from tinylora.tasks.scorers.latex import last_boxed, plain_latex
-from tinylora.tasks.scorers.numeric import final_number, last_number, parse_number, same_value
+from tinylora.tasks.scorers.latex import gold_value, last_boxed, same_answer
+from tinylora.tasks.scorers.numeric import last_number, parse_number, without_period
+from tinylora.tasks.scorers.operand import final_number
+from tinylora.tasks.scorers.phrase import has_number, has_phrase, plain_words
 
 
 class Scorer(ABC):
@@ -56,23 +58,24 @@ def _scores(strict: bool, value_only: bool) -> dict[str, float]:
     return {"strict": float(strict), "value_only": float(strict or value_only)}
 
 
-def _plain_words(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
-
-
-def _has_phrase(text: str, phrase: str) -> bool:
-    """Whether `phrase` stands in `text` as whole words: "cat" is in "a cat." and not in "concatenate"."""
-    if not phrase:
-        return False
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
-
-
 def _value_anywhere(answer: str, text: str) -> bool:
     """The last number equals the answer where that is a number; else the answer stands in the text, case ignored."""
     gold = parse_number(answer)
-    if gold is not None:
-        return last_number(text) == gold
-    return _has_phrase(_plain_words(text), _plain_words(answer))
+    return last_number(text) == gold if gold is not None else _phrase_anywhere(answer, text)
+
+
+def _phrase_anywhere(answer: str, text: str) -> bool:
+    """The answer stands in the text as whole words, case and spacing ignored; one that is a number in any form."""
+    if has_phrase(plain_words(text), plain_words(answer)):
+        return True
+    gold = parse_number(answer)
+    return gold is not None and has_number(text, gold)
+
+
+def _same_value(given: str, answer: str) -> bool:
+    """Equal as numbers where both are numbers, else as text without surrounding white space."""
+    x, y = parse_number(given, spaced=True), parse_number(answer)
+    return given.strip() == answer.strip() if x is None or y is None else x == y
 
 
 class ExactScorer(TextScorer):
@@ -89,7 +92,7 @@ class ExactScorer(TextScorer):
     def score(self, answer: str, text: str) -> dict[str, float]:
         """strict and value_only, as the class says."""
         strict = self.parse(text) == unicodedata.normalize("NFC", answer).strip()
-        return _scores(strict, _has_phrase(_plain_words(text), _plain_words(answer)))
+        return _scores(strict, _phrase_anywhere(answer, text))
 
 
 class ContainsScorer(TextScorer):
@@ -104,8 +107,8 @@ class ContainsScorer(TextScorer):
 
     def score(self, answer: str, text: str) -> dict[str, float]:
         """strict and value_only, as the class says."""
-        strict = _has_phrase(self.parse(text) or "", unicodedata.normalize("NFC", answer).strip())
-        return _scores(strict, _has_phrase(_plain_words(text), _plain_words(answer)))
+        strict = has_phrase(self.parse(text) or "", unicodedata.normalize("NFC", answer).strip())
+        return _scores(strict, _phrase_anywhere(answer, text))
 
 
 class NumberScorer(TextScorer):
@@ -126,15 +129,15 @@ class NumberScorer(TextScorer):
         """The number in the style asked for, as it is written, or None."""
         if self.style == "final":
             return final_number(text)
-        bare = text.strip().removesuffix(".")
-        return bare.strip() if parse_number(bare) is not None else None
+        bare = without_period(text)
+        return bare if parse_number(bare, spaced=True) is not None else None
 
     def score(self, answer: str, text: str) -> dict[str, float]:
         """strict and value_only, as the class says."""
         gold, given = parse_number(answer), self.parse(text)
         if gold is None:
             self.check_answer(answer)
-        return _scores(given is not None and parse_number(given) == gold, last_number(text) == gold)
+        return _scores(given is not None and parse_number(given, spaced=True) == gold, last_number(text) == gold)
 
     def check_answer(self, answer: str) -> None:
         """Raises: UserError unless the answer is a number."""
@@ -160,9 +163,9 @@ class BoxedScorer(TextScorer):
     def score(self, answer: str, text: str) -> dict[str, float]:
         """strict and value_only, as the class says."""
         given = self.parse(text)
-        strict = given is not None and same_value(plain_latex(given), plain_latex(answer))
-        bare = plain_latex(answer)
-        return _scores(strict, _value_anywhere(bare if parse_number(bare) is not None else answer, text))
+        strict = given is not None and same_answer(given, answer)
+        gold = gold_value(answer)
+        return _scores(strict, last_number(text) == gold if gold is not None else _phrase_anywhere(answer, text))
 
 
 class RegexScorer(TextScorer):
@@ -196,7 +199,7 @@ class RegexScorer(TextScorer):
     def score(self, answer: str, text: str) -> dict[str, float]:
         """strict and value_only, as the class says."""
         given = self.parse(text)
-        strict = given is not None and same_value(given, answer)
+        strict = given is not None and (_same_value(given, answer) or _same_value(without_period(given), answer))
         return _scores(strict, _value_anywhere(answer, text))
 
 
