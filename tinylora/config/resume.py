@@ -12,7 +12,7 @@ are computed together, and with that perhaps a last digit."""
 
 def resume_config(stored: RunConfig, changes: Sequence[str]) -> RunConfig:
     """The stored config with `--set` changes. Only train.steps, log.* and generation.kv_budget_gib may change: the rest
-    would be another run.
+    would be another run. prompt.date may be named where an older version did not keep it.
 
     Raises: UserError that lists every other key that would change, with both values.
     """
@@ -20,7 +20,8 @@ def resume_config(stored: RunConfig, changes: Sequence[str]) -> RunConfig:
     from tinylora.config.schema import diff_configs
 
     config = apply_overrides(stored, changes)
-    refused = [d for d in diff_configs(stored, config) if d[0] not in MAY_CHANGE and not d[0].startswith("log.")]
+    free = (*MAY_CHANGE, *(() if stored.prompt.date else ("prompt.date",)))
+    refused = [d for d in diff_configs(stored, config) if d[0] not in free and not d[0].startswith("log.")]
     if refused:
         listed = ", ".join(f"{key} ({old!r} to {new!r})" for key, old, new in refused)
         raise UserError(

@@ -35,6 +35,7 @@ from tinylora.evaluation.statistics.power import adjusted_p_values, smallest_eff
 from tinylora.evaluation.statistics.scores import repetition
 from tinylora.evaluation.statistics.split_gain import split_gain
 from tinylora.evaluation.verdict import MOST_NUMBERS, evidence_verdict
+from tinylora.models.template import with_fixed_date
 from tinylora.rollouts.prompts import prompt_candidates
 from tinylora.rollouts.replies import Reply, mean
 from tinylora.rollouts.runtime import Runtime
@@ -301,6 +302,8 @@ def _asked(runtime: Runtime, adapter: Adapter, name: str, num_items: int, say: S
     """
     trained = adapter.run or runtime.config
     config = settings_for_eval(trained, name, is_bare=True)
+    prompt = replace(config.prompt, date=config.prompt.date or runtime.config.prompt.date)
+    config = replace(config, prompt=with_fixed_date(runtime.base, prompt))
     task = build_task(config.task, config.prompt)
     items = task.items("test")[:num_items]
     check_held_out(trained, config, items, say)

@@ -52,6 +52,7 @@ def protocol_hash(
             "pattern": prompt.pattern,
             "few_shot": [dict(shot) for shot in prompt.few_shot],
             "chat": chat,
+            **_template_settings(prompt),
         },
         "scorer": scorer,
         "scorer_options": dict(scorer_options),
@@ -62,6 +63,16 @@ def protocol_hash(
     }
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def _template_settings(prompt: PromptConfig) -> dict[str, Any]:
+    """What the chat template is handed, where that is anything; a date only where the template writes one."""
+    handed = {
+        "date": prompt.date,
+        "template_variables": prompt.template_variables,
+        "template_name": prompt.template_name,
+    }
+    return {name: value for name, value in handed.items() if value}
 
 
 def protocol_of(

@@ -42,10 +42,14 @@ def settings_for_eval(
 
 
 def _with_protocol(config: RunConfig, recipe: RunConfig) -> RunConfig:
-    """`config` with the questions, the prompt and the end of a reply (budget, stop strings) of `recipe`."""
+    """`config` with the questions, the prompt and the end of a reply (budget, stop strings) of `recipe`.
+
+    The day that prompts show stays that of `config`, unless the recipe names one: the adapter saw no other.
+    """
     ends = recipe.generation
+    prompt = replace(recipe.prompt, date=recipe.prompt.date or config.prompt.date)
     generation = replace(config.generation, max_new_tokens=ends.max_new_tokens, stop_strings=ends.stop_strings)
-    return replace(config, task=recipe.task, prompt=recipe.prompt, generation=generation)
+    return replace(config, task=recipe.task, prompt=prompt, generation=generation)
 
 
 def other_protocol(trained: RunConfig, config: RunConfig) -> list[str]:

@@ -23,6 +23,7 @@ from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.base import BaseModel
 from tinylora.models.load import load_base_model
 from tinylora.models.prompt import encode_prompt
+from tinylora.models.template import Handed, with_fixed_date
 from tinylora.rollouts.replies import Reply, draw_key, score_completion, stop_at
 from tinylora.store.adapter import Adapter
 from tinylora.system.busy import warn_if_busy
@@ -68,7 +69,8 @@ class Runtime:
 
     def encode(self, messages: list[Message]) -> tuple[int, ...]:
         """Token ids of chat messages, by the model's chat template or, with prompt.chat off, as plain text."""
-        return encode_prompt(self.base, messages, self.config.prompt.chat)
+        prompt = self.config.prompt
+        return encode_prompt(self.base, messages, prompt.chat, Handed.of(prompt))
 
     def sampling(self, temperature: float = 0.0, seed: int = 0, max_new_tokens: int = 0) -> SamplingParams:
         """How replies are drawn: until a stop token of the model, or max_new_tokens (0 takes the config's)."""
@@ -195,8 +197,8 @@ def open_runtime(
     on: the adapter that is to be used, by the method that it was trained by; its base and basis are checked (see
     `methods.put_on` for `other_base`), its factors taken where it brings its own.
 
-    Whatever "auto" stood for (device, dtype, threads, revision) and the engine that serves the model are resolved in
-    the returned config.
+    Whatever "auto" stood for (device, dtype, threads, revision), the engine that serves the model and the day that its
+    chat template writes are resolved in the returned config.
     """
     config = resolve_quantization(config, say) if base is None else config
     threads = set_threads(config.train.num_threads)
@@ -244,6 +246,7 @@ def open_runtime(
             revision=base.revision or config.model.revision,
             quantization=base.quantization,  # type: ignore[arg-type]
         ),
+        prompt=with_fixed_date(base, config.prompt),
         generation=replace(config.generation, backend=engine.name),  # type: ignore[arg-type]
         train=replace(
             config.train, num_threads=threads, micro_batch_tokens=resolve_micro_batch(base.model, adapter, config)

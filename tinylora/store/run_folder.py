@@ -21,6 +21,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -105,6 +106,13 @@ class RunFolder:
         """Machine and versions that the run was started with."""
         environment: dict[str, Any] = json.loads(self.environment_path.read_text(encoding="utf-8"))
         return environment
+
+    def day_of_start(self) -> str:
+        """The day on which environment.json was written, YYYY-MM-DD; empty where it is not there."""
+        try:
+            return datetime.fromtimestamp(self.environment_path.stat().st_mtime).date().isoformat()
+        except OSError:
+            return ""
 
     # --- lock ---
 

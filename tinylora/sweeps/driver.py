@@ -32,6 +32,7 @@ from tinylora.sweeps.state import (
     validation,
     write_state,
 )
+from tinylora.system.environment import today
 from tinylora.system.progress import Bar
 from tinylora.talk import Say
 
@@ -137,7 +138,8 @@ class Driver:
         others = [path.name for path in self.folder.iterdir() if not path.name.startswith(".lock")]
         if others:
             raise UserError(f"{self.folder} is not empty and holds no sweep (it has {others[0]}); name another folder")
-        write_atomically(self.folder / f"{self.sweep.name}.toml", self.sweep.recipe_text().encode())
+        text = self.sweep.on_day(today()).recipe_text()  # of all cells, however many days they take
+        write_atomically(self.folder / f"{self.sweep.name}.toml", text.encode())
         write_atomically(self.folder / "sweep.toml", self.sweep.text().encode())  # last: it says that the folder is one
 
     def _loop(self, bar: Bar) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,11 @@ class Sweep:
     def config(self, run: Run) -> RunConfig:
         """A run's settings. Raises: UserError as a recipe's own reading does."""
         return apply_overrides(self.base, run.settings())
+
+    def on_day(self, date: str) -> "Sweep":
+        """The sweep whose prompts show that day, where they show one and the recipe names none."""
+        prompt = replace(self.base.prompt, date=self.base.prompt.date or date)
+        return replace(self, base=replace(self.base, prompt=prompt))
 
     def recipe_text(self) -> str:
         """`base` as TOML, for the children to start from: a recipe that changes meanwhile changes nothing."""
@@ -339,6 +344,7 @@ def check_same(sweep: Sweep, folder: Path) -> Sweep | None:
     if not stored.is_file():
         return None
     other = load_sweep(stored)
+    sweep = sweep.on_day(other.base.prompt.date)  # that of its first start
     differences = [f"{key} ({old!r} there, {new!r} here)" for key, old, new in diff_configs(other.base, sweep.base)]
     if other.num_items != sweep.num_items and any(folder.glob(f"cells/*/*/{ITEMS}")):
         differences.append(f"evaluate.num_items ({other.num_items} there, {sweep.num_items} here)")

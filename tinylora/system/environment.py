@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def collect_environment() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "command": shlex.join(sys.argv),
     }
+
+
+def today() -> str:
+    """The day on this machine's clock, YYYY-MM-DD."""
+    return datetime.now().date().isoformat()
 
 
 def numeric_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

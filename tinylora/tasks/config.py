@@ -1,6 +1,7 @@
 """What a recipe says of the questions: their source, how replies are scored, how one becomes a prompt."""
 
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from tinylora.errors import check_path, require, require_at_least
@@ -57,8 +58,35 @@ class PromptConfig:
     """Solved examples (question, answer) shown as earlier turns."""
     chat: bool = True
     """Use the model's chat template; false feeds the plain text."""
+    date: str = ""
+    """The day, YYYY-MM-DD, that prompts show where the chat template writes one; empty takes the day of the start, and
+    the run keeps it."""
+    template_variables: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as {enable_thinking = false}."""
+    template_name: str = ""
+    """The chat template's name, for a model that has several; empty takes the default."""
 
     def __post_init__(self) -> None:
         require("{question}" in self.template, "prompt.template", "text with {question} in it", self.template)
         for shot in self.few_shot:
             require({"question", "answer"} <= set(shot), "prompt.few_shot", "tables with question and answer", shot)
+        require(not self.date or _is_day(self.date), "prompt.date", "a day such as 2026-01-31", self.date)
+        taken = sorted(NOT_VARIABLES & set(self.template_variables))
+        require(not taken, "prompt.template_variables", "without names that have a meaning of their own", taken)
+
+
+NOT_VARIABLES = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages",
+        "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
+        "strftime_now", "tinylora_clock", "tokenize", "tokenizer_kwargs", "truncation",
+    }
+)  # fmt: skip
+"""Names that rendering a template gives a meaning to; documents and tools are variables like others."""
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

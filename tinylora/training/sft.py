@@ -6,6 +6,7 @@ from typing import Any
 from tinylora.errors import UserError
 from tinylora.learner.learner import Row
 from tinylora.models.prompt import end_of_reply
+from tinylora.models.template import Handed
 from tinylora.rollouts.order import DataOrder
 from tinylora.rollouts.runtime import Runtime
 from tinylora.talk import Say
@@ -79,7 +80,7 @@ def check_references(runtime: Runtime, say: Say) -> None:
         )
     if right < len(items):
         say(f"only {right} of the first {len(items)} reference replies are right by the task's own scorer")
-    end = end_of_reply(runtime.base, config.prompt.chat)
+    end = end_of_reply(runtime.base, config.prompt.chat, Handed.of(config.prompt))
     longest = max(len(_tokens(runtime, reply, end)) for reply in replies)
     if longest > config.generation.max_new_tokens:
         say(
@@ -99,7 +100,7 @@ def reference_rows(runtime: Runtime, order: DataOrder) -> list[Row]:
     """
     task, config = runtime.task, runtime.config
     count = config.grpo.prompts_per_step * config.grpo.group_size
-    end = end_of_reply(runtime.base, config.prompt.chat)
+    end = end_of_reply(runtime.base, config.prompt.chat, Handed.of(config.prompt))
     return [
         Row(
             index,

@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,14 @@ def resume(
         say("this is not the machine of the run's start, so it goes on, but not bit for bit: " + "; ".join(differences))
     with folder.lock():
         check_memory(config, say, refuse=False)
+        if not config.prompt.date:
+            config = replace(config, prompt=replace(config.prompt, date=folder.day_of_start()))
         runtime = open_runtime(config, task=task or True, say=say)
+        if runtime.config.prompt.date != stored.prompt.date:  # older versions kept none
+            say(
+                "the chat template writes the date, and the run did not keep the one it began with; from here on it is "
+                f"{runtime.config.prompt.date} (another: --set prompt.date=YYYY-MM-DD)"
+            )
         return _run(runtime, folder, say)
 
 
