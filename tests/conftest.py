@@ -115,6 +115,21 @@ def compiled_kernels() -> Path | None:
         return None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's data folder, for all tests of a session: what they make is theirs, and none of this user's is seen."""
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINYLORA_DATA", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, this is another user's machine: nothing that was made before is one's own."""
+    return lambda: monkeypatch.setenv("TINYLORA_DATA", str(tmp_path / "data-of-another"))
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder for one test, which is not there yet."""

@@ -18,10 +18,12 @@ from tinylora.config.run import ModelConfig, RunConfig
 from tinylora.config.schema import dump_config
 from tinylora.interop import hub
 from tinylora.interop.card import model_card
+from tinylora.models.bases import remember
 from tinylora.models.fingerprint import Fingerprint
 from tinylora.models.load import load_base_model
 from tinylora.store.adapter import open_adapter
 from tinylora.store.adapter_file import BEST, load_vector, save_vector
+from tinylora.store.own import remember_own
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 RUNNER = CliRunner()
@@ -31,6 +33,11 @@ def run(*arguments: Any, code: int = 0) -> Any:
     result = RUNNER.invoke(app, [str(a) for a in arguments])
     assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
     return result
+
+
+def load_and_remember(name: str) -> None:
+    """The base is loaded once, as by any verb."""
+    remember(load_base_model(name, device="cpu"))
 
 
 def refused(*arguments: Any) -> str:
@@ -49,6 +56,7 @@ def trained(tiny_folder: Path, tmp_path: Path) -> Path:
         model=ModelConfig(name=str(tiny_folder), device="cpu", dtype="float32"), adapter=AdapterConfig(num_groups=3)
     )
     save_vector(folder / BEST, torch.tensor([[0.5], [-0.30001], [0.7]]), config)
+    remember_own(config, print)
     return folder
 
 
@@ -296,10 +304,15 @@ def test_a_file_chooses_no_code(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "stranger" / "adapter.safetensors"
     file.parent.mkdir()
     save_vector(file, v, hostile)
-    for reference in (file, file.parent):
-        assert open_adapter(reference).settings().model.trust_remote_code is False
-        assert "names a scorer in Python (os:system)" in refused("eval", reference)
-    (file.parent / "config.toml").write_text("")  # a run folder of one's own
+    load_and_remember(config.model.name)  # so that the base is no question
+    for folder_is_a_run in (False, True):
+        for reference in (file, file.parent):
+            settings = open_adapter(reference).settings()
+            assert settings.model.trust_remote_code is False and settings.task.scorer == "number"
+            assert "it says what to run, read or load here: task.scorer = 'os:system'" in refused("eval", reference)
+        if not folder_is_a_run:
+            (file.parent / "config.toml").write_text(dump_config(hostile))
+    remember_own(hostile, print)  # as if it had been made here
     assert open_adapter(file.parent).settings().model.trust_remote_code is True
 
 

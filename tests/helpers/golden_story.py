@@ -292,6 +292,7 @@ def main(folder: Path, what: str = "live") -> None:
     os.chdir(folder)
     os.environ["COLUMNS"] = "80"
     os.environ["TINYLORA_CACHE"] = str(folder.resolve() / "cache")
+    os.environ["TINYLORA_DATA"] = str(folder.resolve() / "data")
     began = time.time()
     if what == "begin":
         begin()

@@ -28,6 +28,7 @@ from tinylora.config.run import (
     TrainConfig,
 )
 from tinylora.store.adapter_file import save_vector
+from tinylora.store.own import remember_own
 from tinylora.system.jsonl import read_jsonl
 from tinylora.tasks.base import Item, Message, Split
 from tinylora.tasks.config import TaskConfig
@@ -104,6 +105,7 @@ def adapter_run(model: Path, folder: Path) -> Path:
     run = folder / "runs" / "demo-001"
     run.mkdir(parents=True)
     save_vector(run / "adapter.safetensors", torch.full((3, 1), 0.3), config)
+    remember_own(config, quiet)
     return run
 
 

@@ -1,5 +1,8 @@
 """What the verbs about adapters share: their arguments, the base, writing and describing."""
 
+import dataclasses
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,6 +10,7 @@ import typer
 
 from tinylora.errors import UserError
 from tinylora.system.files import NO_ROOM
+from tinylora.talk import say_to_stderr as say
 
 if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter
@@ -26,11 +30,47 @@ def value_type(dtype: str) -> Any:
     return known[dtype]
 
 
+def open_named(
+    reference: str, sections: Sequence[str], model: str, overrides: Sequence[str], *, task: str = "", trust: bool
+) -> "Adapter":
+    """The adapter that the command line names; the settings in it may choose only what this user's own may.
+
+    sections: those that the verb goes by. Of a stranger's settings, what --model, --task and --set do not say in place
+    of it is asked about on a terminal.
+    Raises: UserError for an adapter that cannot be read, or is not trusted.
+    """
+    from tinylora.store.adapter import open_adapter
+    from tinylora.store.own import ask_on_terminal, refuse_or_trust, unsettled
+
+    opened = open_adapter(reference)
+    if opened.run is None or opened.is_own:
+        return opened
+    settled = {one.partition("=")[0].strip() for one in overrides}
+    settled |= {"model.name", "model.revision"} if model else set()
+    settled |= {"task", "prompt"} if task else set()
+    left = unsettled(opened.run, sections, settled)
+    left.pop("model.trust_remote_code", None)  # is left out; the base is refused if it needs that
+    if not (left or trust):
+        return opened
+    instead = [f"the base with --model {shlex.quote(opened.run.model.name)}"] if "model.name" in left else []
+    instead += ["the task or recipe with --task"] if any(key.startswith("task.") for key in left) else []
+    refuse_or_trust(
+        opened.label, opened.run, left, trust=trust, ask=ask_on_terminal, say=say,
+        instead=f"name {' and '.join(instead)} yourself" if instead else "",
+    )  # fmt: skip
+    return dataclasses.replace(opened, is_own=True)
+
+
 def load_base(adapter: "Adapter", model: str, dtype: str = "auto") -> "BaseModel":
     """An adapter's base, on the CPU: the one that it names, or `model`. Raises: UserError as `load_base_model` does."""
     from tinylora.models.load import load_base_model
 
     settings = adapter.settings(model).model
+    if adapter.run is not None and adapter.run.model.trust_remote_code and not settings.trust_remote_code:
+        raise UserError(
+            f"{adapter.label} was not made by you on this machine, and its base brings code of its own; if you trust "
+            f"that, say so once: tinylora chat {shlex.quote(adapter.label)} --trust"
+        )
     if settings.quantization != "none" and dtype == "auto":
         dtype = settings.dtype  # a base that was quantised in another one has other values
     return load_base_model(

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tinylora.cli.common import Json, OtherBase, Overrides, app, print_json, verb
+from tinylora.cli.adapters import open_named
+from tinylora.cli.common import Json, OtherBase, Overrides, Trust, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
 
@@ -30,6 +31,7 @@ def chat(
     plain: Annotated[
         bool, typer.Option("--plain", help="Send the line alone, without the recipe's system prompt and examples.")
     ] = False,
+    trust: Trust = False,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -46,13 +48,12 @@ def chat(
     from tinylora.generation.types import SamplingParams
     from tinylora.rollouts.runtime import open_runtime
     from tinylora.serving.chat import format_pair, reply_pair
-    from tinylora.store.adapter import open_adapter
 
     if bool(run) == bool(adapter):
         raise UserError("name one adapter, such as: tinylora chat runs/demo-001, or tinylora chat --adapter TINY-...")
-    opened = open_adapter(run or adapter)
+    opened = open_named(run or adapter, ("model", "prompt"), model, set_ or [], trust=trust)
     trained = opened.settings(model)
-    config = settings_for_eval(trained, overrides=set_ or [])
+    config = settings_for_eval(trained, overrides=set_ or [], is_own=opened.is_own)
     check_base_kept(trained, config)
     runtime = open_runtime(config, task=False, say=say, on=opened, other_base=other_base)
     v = opened.v

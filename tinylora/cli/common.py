@@ -52,6 +52,10 @@ Overrides = Annotated[
 OtherBase = Annotated[
     bool, typer.Option("--other-base", help="Go on though the base is not the one that the adapter was made for.")
 ]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Take what the settings in there run, read and load for yours, now and later."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

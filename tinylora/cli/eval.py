@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.common import Json, OtherBase, Overrides, app, print_json, verb
+from tinylora.cli.common import Json, OtherBase, Overrides, Trust, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
 
@@ -85,6 +85,7 @@ def eval_(
     out: Out = None,
     items: Items = None,
     untrained: Untrained = None,
+    trust: Trust = False,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -102,7 +103,7 @@ def eval_(
       tinylora eval runs/demo-001 --controls --also gsm8k    everything that could explain the gain away
       tinylora eval runs/demo-001 --controls --trained-control runs/demo-shuffled-001
     """
-    opened, trained, config = _settings(adapter, task, model, set_ or [])
+    opened, trained, config = _settings(adapter, task, model, set_ or [], trust)
     _check_files(items, untrained, is_plain=not (controls or samples != 1 or rounded))
     if controls:
         folder = _folder_of(opened, out)
@@ -127,21 +128,18 @@ def eval_(
     _compare(runtime, opened, num_items, temperature, seed, items, untrained, rounded=rounded, as_json=as_json)
 
 
-def _settings(adapter: str, task: str, model: str, overrides: list[str]) -> "tuple[Adapter, RunConfig, RunConfig]":
+def _settings(
+    adapter: str, task: str, model: str, overrides: list[str], trust: bool
+) -> "tuple[Adapter, RunConfig, RunConfig]":
     """The adapter, the settings of its training, and those of this evaluation."""
+    from tinylora.cli.adapters import open_named
     from tinylora.evaluation.settings import check_base_kept, settings_for_eval
-    from tinylora.store.adapter import open_adapter
 
-    opened = open_adapter(adapter)
+    opened = open_named(adapter, ("model", "task", "prompt", "eval"), model, overrides, task=task, trust=trust)
     trained = opened.settings(model)
     if opened.run is None and not task:
         raise UserError(f"{opened.label} does not say on what it was trained; name a task or recipe with --task")
-    if ":" in trained.task.scorer and not (task or opened.is_own):
-        raise UserError(
-            f"{opened.label} names a scorer in Python ({trained.task.scorer}), and a file does not choose what code "
-            "runs here; name the task or recipe yourself with --task"
-        )
-    config = settings_for_eval(trained, task, overrides, is_bare=opened.run is None)
+    config = settings_for_eval(trained, task, overrides, is_bare=opened.run is None, is_own=opened.is_own)
     check_base_kept(trained, config)
     return opened, trained, config
 
@@ -163,13 +161,13 @@ def _open(opened: "Adapter", config: "RunConfig", other_base: bool) -> "Runtime"
 
     runtime = open_runtime(config, say=say, on=opened, other_base=other_base)
     if opened.run is not None:
-        check_held_out(opened.run, config, runtime.task.items("test"), say)
+        check_held_out(opened.run, config, runtime.task.items("test"), say, is_own=opened.is_own)
     return runtime
 
 
 def _folder_of(opened: "Adapter", out: Path | None) -> Path:
     """Where evidence goes."""
-    folder = out or (opened.folder if opened.is_own else None)
+    folder = out or (opened.folder if opened.in_run else None)
     if folder is None:
         raise UserError(f"{opened.label} is no run folder to write into; name one with --out")
     return folder

@@ -1,6 +1,7 @@
 """export, import: adapters of other tools."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,7 +140,8 @@ def import_(
 
     from tinylora.adapter.explicit import save_explicit
     from tinylora.interop.peft_tinylora import read_peft
-    from tinylora.models.bases import read_name, remember
+    from tinylora.models.bases import has_been_seen, read_name, remember, written_name
+    from tinylora.models.embedded import EMBEDDED
     from tinylora.models.load import load_base_model
     from tinylora.system.strict_json import read_json
 
@@ -150,6 +152,12 @@ def import_(
         told = read_json(folder / "adapter_config.json", "save the adapter again with PEFT")
         if isinstance(told, dict):  # else read_peft says what is wrong with it
             name, revision = (str(told.get(key) or "") for key in ("base_model_name_or_path", "revision"))
+        if name and name not in EMBEDDED and not has_been_seen(name, revision):
+            raise UserError(
+                f"{folder} names the base {name!a}, which has not been loaded here before, and a file does not choose "
+                "what is loaded; if it is the right one, name it with --model "
+                + shlex.quote(written_name(name, revision, "none"))
+            )
     if not name:
         raise UserError(f"{folder} does not name its base model; name it with --model")
     base = load_base_model(name, device="cpu", revision=revision, quantization=quantization)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinylora.cli.child import command
-from tinylora.cli.common import Json, app, print_json, verb
+from tinylora.cli.common import Json, Trust, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
 
@@ -35,6 +35,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run, and what is there; run nothing.")
     ] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train and evaluate a grid of settings and seeds. All of it goes into FOLDER/results.json.
@@ -58,7 +59,9 @@ def sweep(
         raise UserError(f"--jobs must be at least 1, or 0 for one each core, got {jobs}")
     cores = available_threads()
     jobs = jobs or (1 if _on_gpu(plan) else cores)
-    driver = Driver(plan, folder, jobs=jobs, threads=max(1, cores // jobs), command=command(), say=say, until=deadline)
+    driver = Driver(
+        plan, folder, jobs=jobs, threads=max(1, cores // jobs), command=command(), say=say, until=deadline, trust=trust
+    )
     check_same(plan, folder)
     if dry_run:
         driver.look()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.common import Json, Overrides, app, print_json, verb
+from tinylora.cli.common import Json, Overrides, Trust, app, print_json, verb
 from tinylora.cli.inspect import print_inspection
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
@@ -43,6 +43,7 @@ def train(
         Control, typer.Option(help="Train on a control reward: format (right or wrong), or shuffled.")
     ] = Control.none,
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train what a recipe says, then measure what that changed.
@@ -58,11 +59,14 @@ def train(
     if resume is not None:
         if recipe is not None or dry_run or control is not Control.none:
             raise UserError("--resume goes on with a run as it is: give no recipe, --dry-run or --control with it")
+        _settle(resume, trust)
         from tinylora.training.train import resume as resume_run
 
         with _resumable(lambda: resume):
             result = resume_run(resume, set_ or [], say=say)
     else:
+        if trust:
+            raise UserError("--trust goes with --resume; a recipe that you name is taken as it is")
         if recipe is None:
             raise UserError("name a recipe, such as: tinylora train demo (tinylora recipes lists them)")
         from tinylora.config.recipe import load_recipe, recipe_name
@@ -81,6 +85,15 @@ def train(
         with _resumable(lambda: next(iter(_runs(out, name) - before), None)):
             result = train_run(config, out=out, name=name, say=say)
     _print_run(result, as_json)
+
+
+def _settle(run: Path, trust: bool) -> None:
+    """Take the run's settings for this user's own where --trust or an answer says so; `resume` refuses them else."""
+    from tinylora.store.own import ask_on_terminal, settle_run
+    from tinylora.store.run_folder import RunFolder
+
+    if (run / "config.toml").is_file():
+        settle_run(run, RunFolder.open(run).read_config(), trust=trust, ask=ask_on_terminal, say=say)
 
 
 def _runs(out: Path, name: str) -> set[Path]:

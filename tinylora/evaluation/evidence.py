@@ -45,7 +45,7 @@ from tinylora.system.jsonl import read_jsonl
 from tinylora.system.progress import Bar
 from tinylora.talk import Say
 from tinylora.tasks.base import Item
-from tinylora.tasks.build import build_task
+from tinylora.tasks.build import build_task, say_what_runs
 
 FORMAT = 1
 ALPHA, POWER = 0.05, 0.8
@@ -300,13 +300,14 @@ def _asked(runtime: Runtime, adapter: Adapter, name: str, num_items: int, say: S
 
     Raises: UserError for a task that cannot be built, or a prompt that an item does not fit.
     """
-    trained = adapter.run or runtime.config
+    trained = adapter.run if adapter.run is not None and adapter.is_own else runtime.config
     config = settings_for_eval(trained, name, is_bare=True)
     prompt = replace(config.prompt, date=config.prompt.date or runtime.config.prompt.date)
     config = replace(config, prompt=with_fixed_date(runtime.base, prompt))
     task = build_task(config.task, config.prompt)
+    say_what_runs(task, say)
     items = task.items("test")[:num_items]
-    check_held_out(trained, config, items, say)
+    check_held_out(adapter.run or trained, config, items, say, is_own=adapter.is_own or adapter.run is None)
     other = replace(runtime, config=config, task=task)
     for item in items:
         other.encode(task.prompt(item))

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 from tinylora.config.recipe import apply_overrides, load_recipe, parse_recipe
 from tinylora.config.run import RunConfig
+from tinylora.config.strangers import SAFE_SCORERS
 from tinylora.errors import UserError
 from tinylora.talk import Say
 from tinylora.tasks.base import Item
@@ -14,7 +15,12 @@ from tinylora.tasks.sets.public_sets import HAVE_DEFAULTS, PUBLIC
 
 
 def settings_for_eval(
-    trained: RunConfig, task: str = "", overrides: Sequence[str] = (), *, is_bare: bool = False
+    trained: RunConfig,
+    task: str = "",
+    overrides: Sequence[str] = (),
+    *,
+    is_bare: bool = False,
+    is_own: bool = True,
 ) -> RunConfig:
     """The settings a run was trained with, changed to what is to be evaluated.
 
@@ -23,6 +29,8 @@ def settings_for_eval(
     which brings its [task], [prompt] and the end of a reply (generation.max_new_tokens, stop_strings). Device and
     threads are those of this machine.
     is_bare: the adapter says nothing of its training; a recipe then brings [generation] and [eval], too.
+    is_own: whether `trained` is this user's own; of a stranger's, a task that is named here keeps nothing, and another
+    scorer takes no options.
     Raises: UserError for an unknown task, recipe or key.
     """
     config = replace(
@@ -30,7 +38,7 @@ def settings_for_eval(
         model=replace(trained.model, device="auto"),
         train=replace(trained.train, num_threads=0),
     )
-    if task and task != config.task.name:
+    if task and (task != config.task.name or not is_own):
         if task in HAVE_DEFAULTS or task == "jsonl" or task.startswith("reasoning_gym:"):
             config = _with_protocol(config, parse_recipe(f'[task]\nname = "{task}"', task))
         else:
@@ -38,6 +46,8 @@ def settings_for_eval(
             config = _with_protocol(config, recipe)
             if is_bare:
                 config = replace(config, generation=recipe.generation, eval=recipe.eval)
+    if not is_own and not task and any(one.partition("=")[0].strip() == "task.scorer" for one in overrides):
+        config = replace(config, task=replace(config.task, scorer_options={}))
     return apply_overrides(config, overrides)
 
 
@@ -66,17 +76,22 @@ def _differ(one: object, other: object, name: str) -> bool:
     return bool(getattr(one, name) != getattr(other, name))
 
 
-def check_held_out(trained: RunConfig, config: RunConfig, items: Sequence[Item], say: Say) -> None:
+def check_held_out(
+    trained: RunConfig, config: RunConfig, items: Sequence[Item], say: Say, *, is_own: bool = True
+) -> None:
     """Raises: UserError if test items are among those that the run was trained or validated on.
 
     They can be where both take the same kind of source, but split or generate it otherwise. Public sets, whose test
     questions are files of their own, and a source of another name are not looked at. Where the run's data is not here,
-    `say` tells that it was not compared.
+    `say` tells that it was not compared; nor are a stranger's (`is_own` false), where the settings name a file.
     """
     own = trained.task
     if config.task.name != own.name or config.task == own or own.name in PUBLIC:
         return
-    if ":" in own.scorer:  # questions are all that counts, and a file does not choose what code runs here
+    if not is_own and own.path:
+        say("whether it was trained on these test items is not known: it names a file of data, which is not read")
+        return
+    if own.scorer not in SAFE_SCORERS:  # questions are all that counts, and no code has to run for them
         own = replace(own, scorer=config.task.scorer, scorer_options=config.task.scorer_options)
     try:
         task = build_task(own, PromptConfig())

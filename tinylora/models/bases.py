@@ -2,12 +2,14 @@
 another one."""
 
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tinylora.models.base import BaseModel
 from tinylora.models.fingerprint import Fingerprint, Identity, from_json, identify, to_json
+from tinylora.models.names import HUB_ID
 from tinylora.system.digest import save_memo
 from tinylora.system.paths import cache_dir
 
@@ -67,6 +69,25 @@ def lookup(fingerprint: Fingerprint) -> SeenBase | None:
         return SeenBase(from_json(entry), names, str(entry["seen"])) if names else None
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         return None
+
+
+def has_been_seen(name: str, revision: str = "") -> bool:
+    """Whether a base was loaded on this machine under that name; with a revision, that commit of it."""
+    try:
+        path = Path(os.path.expanduser(name))
+        if not HUB_ID.fullmatch(name) or path.exists():
+            name, revision = str(path.resolve()), ""
+    except (OSError, ValueError):  # too long, or no path at all
+        return False
+    for file in folder().glob("*.json"):
+        try:
+            names = json.loads(file.read_text())["names"]
+            known = [read_name(str(one))[:2] for one in names]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged entry counts as not seen
+        if any(one == name and revision in ("", commit) for one, commit in known):
+            return True
+    return False
 
 
 def explain_difference(wanted: Fingerprint, found: Identity) -> str:

@@ -32,7 +32,7 @@ from tinylora.system.paths import cache_dir
 from tinylora.system.progress import Bar
 from tinylora.talk import Say, say_to_stderr
 from tinylora.tasks.base import Item, Message, Split, Task
-from tinylora.tasks.build import build_task
+from tinylora.tasks.build import build_task, say_what_runs
 
 
 class NoTask:
@@ -205,8 +205,11 @@ def open_runtime(
     built: Task = NoTask()
     if task is not False:
         built = build_task(config.task, config.prompt) if task is True else task
+        say_what_runs(built, say)
     if base is None:
         model = config.model
+        if model.trust_remote_code:
+            say(f"code of {model.name} may run here as you, without isolation (model.trust_remote_code)")
         base = load_base_model(
             model.name,
             device=model.device,

@@ -18,10 +18,12 @@ from tinylora.adapter.explicit import ExplicitFactors, load_explicit
 from tinylora.adapter.portable import MAGIC, PortableAdapter, ValueType, parse_adapter, round_values
 from tinylora.config.method import MethodConfig
 from tinylora.config.run import ModelConfig, RunConfig
+from tinylora.config.strangers import as_a_stranger_says
 from tinylora.errors import UserError
 from tinylora.models.bases import lookup, read_name
 from tinylora.models.fingerprint import Fingerprint
 from tinylora.store.adapter_file import BEST, load_facts, load_vector
+from tinylora.store.own import is_own, unsettled
 
 SUFFIX = ".tinylora"
 MOST_FILE_BYTES = 2**27
@@ -47,7 +49,9 @@ class Adapter:
     """The settings of training, where the file has them."""
     value_type: ValueType = "float32"
     is_own: bool = False
-    """Whether it lies in a run folder of this machine, whose settings may say what code to run; a file's may not."""
+    """Whether its settings are this user's own (store/own.py); a stranger's choose no code and no file."""
+    in_run: bool = False
+    """Whether a run folder was named, into which what belongs to the run is written."""
     folder: Path | None = None
     """The folder that was named, or the run that the file lies in, whose metrics tell what training drew; else None."""
 
@@ -67,7 +71,9 @@ class Adapter:
     def settings(self, model: str = "") -> RunConfig:
         """Settings to run it with: those of training where they are known, defaults otherwise.
 
-        model: the base to load, instead of the one that is known. Raises: UserError if none is.
+        model: the base to load, instead of the one that is known. Of a stranger's settings, what chooses code, files or
+        the network is left out, and a base is taken that is embedded, or was loaded on this machine before.
+        Raises: UserError if there is none.
         """
         name = model or self.base_name
         if not name:
@@ -75,14 +81,24 @@ class Adapter:
             which = f" (fingerprint {self.fingerprint.hex()})" if self.fingerprint else ""
             raise UserError(f"the base of {self.label}{which} has not been seen on this machine; name it with --model")
         config = self.run or RunConfig()
-        if config.model.trust_remote_code and not self.is_own:
-            config = replace(config, model=replace(config.model, trust_remote_code=False))
+        if self.run is not None and not self.is_own:
+            if not model:
+                self._check_base_is_known(self.run.model)
+            config = as_a_stranger_says(config, kept=("model.name", "model.revision"))
         if model or self.run is None:
             name, revision, quantization = read_name(name)
             if model:  # another copy of the base, quantised as the one that is known
                 quantization = config.model.quantization if self.run is not None else read_name(self.base_name)[2]
             config = replace(config, model=ModelConfig(name=name, revision=revision, quantization=quantization))  # type: ignore[arg-type]
         return replace(config, adapter=self.config) if self.config is not None else config
+
+    def _check_base_is_known(self, model: ModelConfig) -> None:
+        """Raises: UserError for a base that a stranger's file alone names: it does not choose what is loaded here."""
+        if "model.name" in unsettled(RunConfig(model=model), ("model",)):
+            raise UserError(
+                f"{self.label} was not made by you on this machine, its base {model.name!a} has not been loaded "
+                "here before, and a file does not choose what is loaded; if it is the right one, name it with --model"
+            )
 
     def to_portable(self, value_type: ValueType = "float32") -> PortableAdapter:
         """The adapter as a file of tens of bytes.
@@ -195,7 +211,7 @@ def _fingerprint(text: str, path: Path) -> Fingerprint | None:
 
 def _open_folder(path: Path) -> Adapter:
     if (path / BEST).is_file():
-        return replace(open_adapter(path / BEST), label=str(path), is_own=(path / "config.toml").is_file())
+        return replace(open_adapter(path / BEST), label=str(path), in_run=(path / "config.toml").is_file())
     if found := sorted(path.glob(f"*{SUFFIX}")):
         if len(found) > 1:
             raise UserError(f"{path} holds several adapters ({', '.join(f.name for f in found[:5])}); name one of them")
@@ -233,7 +249,7 @@ def _from_run(path: Path, label: str) -> Adapter:
         explicit = replace(load_explicit(factors), v=v)
     return Adapter(
         label=label, v=v, config=None if explicit else run.adapter, explicit=explicit, run=run,
-        fingerprint=fingerprint, check=check,
+        fingerprint=fingerprint, check=check, is_own=is_own(run),
     )  # fmt: skip
 
 

@@ -85,8 +85,13 @@ class Driver:
         command: Sequence[str],
         say: Say,
         until: datetime | None = None,
+        trust: bool = False,
     ) -> None:
-        """command: what starts `tinylora` in a process that ends with this one; the verb and its words follow."""
+        """command: what starts `tinylora` in a process that ends with this one; the verb and its words follow.
+
+        trust: runs in the folder that this user has not made are taken as if (see `tinylora.store.own`).
+        """
+        self.trust = ["--trust"] if trust else []
         self.sweep, self.folder, self.command, self.say = sweep, folder, command, say
         self.jobs, self.threads, self.until = jobs, threads, until
         self.results = Results(sweep, folder)
@@ -263,7 +268,7 @@ class Driver:
         state = self.states[job.run.path]
         if job.stage == "training":
             if state.run is not None:
-                return ["train", "--resume", str(state.run)]
+                return ["train", "--resume", str(state.run), *self.trust]
             settings = [*job.run.settings(), f"train.num_threads={self.threads}", "eval.num_test=0"]
             sets = [word for one in settings for word in ("--set", one)]
             return ["train", str(self.folder / f"{self.sweep.name}.toml"), "--out", str(state.folder), *sets]
@@ -272,7 +277,7 @@ class Driver:
         return [
             "eval", str(state.run), "--num-items", str(self.sweep.num_items), "--items", str(state.folder / ITEMS),
             "--untrained", str(self._untrained(state)),
-            "--set", f"train.num_threads={self.threads}", "--set", f"model.device={device}",
+            "--set", f"train.num_threads={self.threads}", "--set", f"model.device={device}", *self.trust,
         ]  # fmt: skip
 
     def _start(self, job: Job) -> None:

@@ -1,4 +1,4 @@
-"""Where things lie on disk: the cache folder and the recipes that come with the package."""
+"""Where things lie on disk: the cache folder, the data folder and the recipes that come with the package."""
 
 import os
 from pathlib import Path
@@ -15,6 +15,18 @@ def cache_dir() -> Path:
     if xdg := os.environ.get("XDG_CACHE_HOME"):
         return Path(xdg).expanduser().resolve() / "tinylora"
     return Path.home() / ".cache" / "tinylora"
+
+
+def data_dir() -> Path:
+    """The folder for what this user has decided and nothing can compute again; it may not exist yet.
+
+    $TINYLORA_DATA if set, else $XDG_DATA_HOME/tinylora, else ~/.local/share/tinylora. See `tinylora.store.own`.
+    """
+    if chosen := os.environ.get("TINYLORA_DATA"):
+        return Path(chosen).expanduser().resolve()
+    if xdg := os.environ.get("XDG_DATA_HOME"):
+        return Path(xdg).expanduser().resolve() / "tinylora"
+    return Path.home() / ".local" / "share" / "tinylora"
 
 
 def recipes_dir() -> Path:

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from tinylora.errors import UserError
+from tinylora.talk import Say
 from tinylora.tasks.config import PromptConfig, TaskConfig
 from tinylora.tasks.prompt import Prompt
 from tinylora.tasks.scorers.math_verify import MathVerifyScorer
@@ -85,6 +86,16 @@ def build_task(task: TaskConfig, prompt: PromptConfig) -> SplitTask:
             system=prompt.system,
         )
     return SplitTask(task.name, items, checked_prompt, scorer)
+
+
+def say_what_runs(task: object, say: Say) -> None:
+    """Say so where scoring runs a model's code without isolation: each time, so that nobody comes upon it later."""
+    scorer = getattr(task, "scorer", None)
+    if isinstance(scorer, PythonTestsScorer) and not scorer.isolate:
+        say(
+            "code that the model writes runs here as you, without isolation: it can read and write your files and use "
+            "the network (task.scorer_options.unsafe_without_namespaces)"
+        )
 
 
 def make_scorer(name: str, options: Mapping[str, Any], source: reasoning_gym.Source | None = None) -> Scorer:

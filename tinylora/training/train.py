@@ -27,6 +27,7 @@ from tinylora.rollouts.prompts import prompt_candidates
 from tinylora.rollouts.runtime import Runtime, open_runtime
 from tinylora.store.adapter import open_adapter
 from tinylora.store.adapter_file import BEST, LAST, PORTABLE, save_vector
+from tinylora.store.own import is_own, remember_own, settle_run
 from tinylora.store.run_folder import RunFolder
 from tinylora.system.environment import collect_environment, numeric_differences
 from tinylora.system.files import write_atomically
@@ -78,22 +79,32 @@ def train(
     runtime = open_runtime(config, task=task or True, say=say)
     _check(runtime, say)
     folder = RunFolder.create(out, name, runtime.config, collect_environment())
+    remember_own(runtime.config, say)
     with folder.lock():
         return _run(runtime, folder, say)
 
 
 def resume(
-    run: Path, overrides: Sequence[str] = (), *, task: Task | None = None, say: Say = say_to_stderr
+    run: Path,
+    overrides: Sequence[str] = (),
+    *,
+    task: Task | None = None,
+    say: Say = say_to_stderr,
 ) -> TrainResult:
     """Go on with a run from its last checkpoint, bit for bit on the same machine; only steps, logging and the cache's
     budget may change, and where the last might cost a bit, it says so.
 
-    Raises: UserError for a folder that is no run or is in use, other changes, fewer steps than are done, or a task or
-    base model that is another one by now.
+    A run that this user did not make is gone on with where its settings choose nothing that matters
+    (config/strangers.py), or were trusted before: `tinylora.store.own.settle_run`.
+    Raises: UserError for a folder that is no run, is not trusted or is in use, other changes, fewer steps than are
+    done, or a task or base model that is another one by now.
     """
     folder = RunFolder.open(run)
     stored = folder.read_config()
     config = resume_config(stored, overrides)
+    settle_run(run, stored, ["task", "prompt"] if task else [], say=say)
+    if is_own(stored):  # what changes by the command line is the user's, too
+        remember_own(config, say)
     if config.generation.kv_budget_gib != stored.generation.kv_budget_gib:
         say(
             "another generation.kv_budget_gib may compute other sequences together, which can move last digits, so the "

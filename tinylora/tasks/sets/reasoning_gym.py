@@ -18,6 +18,7 @@ from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.tasks.base import Item, shorten
+from tinylora.tasks.scorers.evaluated import Kind, how_evaluated, may_be_evaluated
 from tinylora.tasks.scorers.latex import last_boxed
 from tinylora.tasks.scorers.numeric import last_number
 from tinylora.tasks.scorers.text import Scorer
@@ -76,6 +77,8 @@ class Source:
         self.name = name
         self._options = dict(options)
         self._dataset = self._create(seed=0)
+        composed = name == "composite"  # of other tasks, with any of their rules
+        self._evaluated: Kind = "mathematics" if composed else how_evaluated(type(self._dataset).score_answer)
         self.entries: dict[str, dict[str, Any]] = {}
         """What the task made, by question id: its own scorer reads the metadata in there."""
 
@@ -109,9 +112,13 @@ class Source:
 
         Some tasks' rules raise on an answer that they cannot read (prime_factorization on "5 x 7"). That is a wrong
         answer, 0, and no reason to end a run; a rule that cannot take the task's own answer either is broken.
+        Some evaluate the answer as Python: they are given no answer in place of one that is more than plain values or
+        mathematics (scorers/evaluated.py).
         Raises: what such a rule raises.
         """
         entry = self.entries[item.id]
+        if not may_be_evaluated(answer, self._evaluated):
+            answer = ""
         try:
             return float(self._dataset.score_answer(answer, entry))
         except Exception:
