@@ -1,7 +1,9 @@
 """The protocol hash changes with everything that decides a score, and with nothing else; stop strings; the presets."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,8 @@ from tinylora.evaluation.settings import settings_for_eval
 from tinylora.rollouts.replies import cut_at, stop_at
 from tinylora.rollouts.runtime import open_runtime
 from tinylora.tasks.base import Item
-from tinylora.tasks.build import make_scorer
-from tinylora.tasks.config import PromptConfig
+from tinylora.tasks.build import build_task, make_scorer
+from tinylora.tasks.config import PromptConfig, TaskConfig
 from tinylora.tasks.prompt import Prompt
 
 SETTINGS = {
@@ -50,6 +52,57 @@ def test_fingerprint_is_of_the_items_asked() -> None:
     prints = {items_fingerprint(items) for items in ([a], [a, b], [b, a], [replace(a, answer="3")])}
     assert len(prints) == 4
     assert items_fingerprint([a]) == items_fingerprint([replace(a, metadata={"level": 1})])
+
+
+def rows(path: Path, **fields: Any) -> Path:
+    lines = [{"question": f"Add {i}.", "answer": "x", "tests": [f"assert f(1) == {i}"], **fields} for i in range(9)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("changed", [{"tests": ["assert f(2) == 2"]}, {"setup": "x = 1"}])
+def test_tests_that_the_scorer_reads_are_in_the_fingerprints(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """Other tests under the same questions gave the same protocol hash, and a resumed run did not see them."""
+    options = {"unsafe_without_namespaces": True}
+
+    def prints(**fields: Any) -> tuple[str, dict[str, str], str]:
+        path = str(rows(tmp_path / "data.jsonl", **fields))
+        config = RunConfig(task=TaskConfig(name="jsonl", path=path, scorer="python-tests", scorer_options=options))
+        task = build_task(config.task, config.prompt)
+        return protocol_of(config, task, task.items("train")), task.scorer_prints(), task.fingerprint()
+
+    before, after, other = prints(), prints(**changed), prints(level=3)
+    assert before[0] != after[0] and before[1] != after[1]
+    assert before == other  # a field that nothing reads
+    assert before[2] == after[2]  # of questions and answers, as in checkpoints of older versions
+
+
+def test_code_of_a_scorer_is_in_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = str(rows(tmp_path / "data.jsonl"))
+    Path("counted.py").write_text("def weight():\n    return 1.0\n")
+    Path("unrelated.py").write_text("")
+    Path("my_hashed_scorer.py").write_text(
+        "import json\nfrom counted import weight\ndef score(item, text):\n    return weight()\n"
+    )
+    config = RunConfig(task=TaskConfig(name="jsonl", path=path, scorer="my_hashed_scorer:score"))
+    task = build_task(config.task, config.prompt)
+    items = task.items("train")
+
+    def now() -> tuple[str, str]:
+        return protocol_of(config, task, items), task.scorer_prints()["scorer_code"]
+
+    first = now()
+    Path("unrelated.py").write_text("x = 1\n")
+    assert now() == first and len(first[1]) == 64
+    Path("counted.py").write_text("def weight():\n    return 0.5\n")
+    second = now()
+    Path("my_hashed_scorer.py").write_text("def score(item, text):\n    return 0.0\n")
+    assert len({first, second, now()}) == 3
+    rows(tmp_path / "data.jsonl", level=3)  # a function is given all fields
+    task, before = build_task(config.task, config.prompt), task.scorer_prints()["scorer_reads"]
+    assert task.scorer_prints()["scorer_reads"] != before
 
 
 def test_stop_strings(tiny_folder: Path, fresh_cache: Path) -> None:

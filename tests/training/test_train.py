@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 import tinylora.training.grpo as grpo_module
 import tinylora.training.loop as loop_module
 import tinylora.training.train as train_module
+from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.evaluation import final
 from tinylora.evaluation.conditions import Conditions, random_vectors
@@ -32,6 +33,7 @@ from tinylora.store.adapter_file import load_vector
 from tinylora.store.run_folder import RunFolder
 from tinylora.system.jsonl import read_jsonl
 from tinylora.tasks.base import Item, Split
+from tinylora.tasks.config import TaskConfig
 from tinylora.training.metrics import MetricsWriter
 from tinylora.training.train import TrainResult, resume, train
 
@@ -207,6 +209,35 @@ def test_another_base_under_the_same_name_is_refused_on_resume(
     monkeypatch.setattr(train_module, "remember", lambda base: identified.append(base) or remember(base))
     assert resume(run, ["train.steps=4"], task=ByteTask(), say=quiet).steps == 4
     assert len(identified) == 1  # once a run, not once a step
+
+
+def scored_by_a_file(folder: Path, model: Path) -> RunConfig:
+    """A tiny run over a file, scored by `mine.py`; both stand in `folder`, which is the current one."""
+    rows = [{"question": f"{a} + {b}", "answer": str(a + b), "level": a} for a in range(6) for b in range(6)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "my_train_scorer.py").write_text("def score(item, text):\n    return len(text) % 2\n")
+    task = TaskConfig(name="jsonl", path=str(folder / "data.jsonl"), scorer="my_train_scorer:score")
+    return replace(tiny_config(model, train={"steps": 3}), task=task)
+
+
+def test_a_changed_scorer_is_noticed_on_resume(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other code is said, as a run that its fault had stopped must go on; other fields of the items are refused."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = scored_by_a_file(tmp_path, tiny_folder)
+    run = train(config, out=tmp_path / "runs", say=quiet).run
+    said: list[str] = []
+    resume(run, ["train.steps=4"], say=said.append)
+    assert not [line for line in said if "the code of the scorer" in line]
+    (tmp_path / "my_train_scorer.py").write_text("def score(item, text):\n    return 1.0\n")
+    resume(run, ["train.steps=5"], say=said.append)
+    assert [line for line in said if "the code of the scorer my_train_scorer:score has changed" in line]
+    data = (tmp_path / "data.jsonl").read_text()
+    (tmp_path / "data.jsonl").write_text(data.replace('"level": 3', '"level": 4'))
+    with pytest.raises(UserError, match="what the scorer my_train_scorer:score reads of the questions beside"):
+        resume(run, ["train.steps=6"], say=said.append)
 
 
 def test_an_engine_that_computes_otherwise_says_that_the_bits_differ(

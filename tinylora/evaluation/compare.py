@@ -122,7 +122,7 @@ def compare(
     protocol = protocol_of(config, runtime.task, items, temperature=temperature, seed=seed)
     # The engine and the dtype round differently, so replies of another one are no partner in a paired comparison.
     about = {"protocol": protocol, "base": base_id, "engine": runtime.engine.name, "dtype": config.model.dtype}
-    kept = read_untrained(untrained, about) if untrained is not None else None
+    kept = read_untrained(untrained, about, [one.id for one in items]) if untrained is not None else None
     if kept is not None:
         say(f"the untrained model's replies are taken from {untrained}")
     first = kept or run(against, names[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.rollouts.replies import FIELDS, Reply
+from tinylora.rollouts.replies import FIELDS, Reply, check_row
 from tinylora.system.files import NO_ROOM, no_room_is_a_user_error, write_atomically
 from tinylora.system.reading import read_lines
 from tinylora.system.strict_json import parse_json
@@ -63,6 +63,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} holds no replies as tinylora eval --items writes them; remove it, or name another file"
         )
+    for number, row in enumerate(rows, 1):
+        try:
+            check_row(row)
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}; remove the file, and it is made again") from error
     return rows
 
 
@@ -74,7 +79,7 @@ def read_items(path: Path, condition: str) -> list[Reply]:
     return [Reply.from_row(row) for row in rows]
 
 
-def read_untrained(path: Path, about: Mapping[str, str]) -> tuple[Reply, ...] | None:
+def read_untrained(path: Path, about: Mapping[str, str], item_ids: Sequence[str]) -> tuple[Reply, ...] | None:
     """The untrained model's replies if the file is there. Raises: UserError if they are of other items or base."""
     if not path.exists():
         return None
@@ -86,4 +91,10 @@ def read_untrained(path: Path, about: Mapping[str, str]) -> tuple[Reply, ...] | 
                     f"{path} holds replies to something else ({key} {row.get(key)!r} there, {value!r} here); "
                     "name another file with --untrained"
                 )
-    return tuple(read_items(path, "untrained"))
+    replies = tuple(read_items(path, "untrained"))
+    if [reply.item_id for reply in replies] != list(item_ids):
+        raise UserError(
+            f"{path} does not hold one reply to each of the {len(item_ids):,} items in their order; remove it, and it "
+            "is made again, or name another file with --untrained"
+        )
+    return replies

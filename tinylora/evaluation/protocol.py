@@ -1,7 +1,7 @@
 """One short hash of everything that decides a score besides the model: equal hashes, comparable scores.
 
-What belongs to the model is left out on purpose: its chat template, its stop tokens, how its numbers are rounded. The
-code of a Python function used as scorer is not in it either, only its name and options.
+What belongs to the model is left out on purpose: its chat template, its stop tokens, how its numbers are rounded. Of a
+Python function used as scorer the source is in it, that of its file and of the files beside it that it imports.
 """
 
 import hashlib
@@ -12,15 +12,21 @@ from typing import Any
 from tinylora.config.run import RunConfig
 from tinylora.tasks.base import Item, Task
 from tinylora.tasks.config import PromptConfig
+from tinylora.tasks.split_task import SplitTask
 
 VERSION = 3
 """Goes up when a scorer, a parser or the reading of a prompt changes so that the same reply gets another score."""
 DIGITS = 16
 
 
-def items_fingerprint(items: Sequence[Item]) -> str:
-    """SHA-256 (hex) over the questions and answers that are asked, in order."""
-    rows = [[item.id, item.question, item.answer] for item in items]
+def items_fingerprint(items: Sequence[Item], read_beside: str = "") -> str:
+    """SHA-256 (hex) over the questions and answers that are asked, in order.
+
+    read_beside: the digest of what else of the items the scorer reads, such as tests; empty where that is nothing.
+    """
+    rows: list[Any] = [[item.id, item.question, item.answer] for item in items]
+    if read_beside:
+        rows.append(["read_beside", read_beside])
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -36,11 +42,13 @@ def protocol_hash(
     temperature: float,
     seed: int,
     stop_strings: Sequence[str] = (),
+    scorer_code: str = "",
 ) -> str:
     """The first 16 hex digits of SHA-256 over canonical JSON (sorted keys, no spaces, ASCII) of the arguments.
 
     data: the fingerprint of the items asked. seed: counts only where something is drawn (temperature above 0). A reply
-    ends at one of the model's stop tokens, at a stop string or at the budget, where its strict score is 0.
+    ends at one of the model's stop tokens, at a stop string or at the budget, where its strict score is 0. scorer_code:
+    a digest of the code of a Python function used as scorer.
     """
     settings = {
         "version": VERSION,
@@ -61,6 +69,8 @@ def protocol_hash(
         "seed": seed if temperature else None,
         "stop_strings": list(stop_strings),
     }
+    if scorer_code:
+        settings["scorer_code"] = scorer_code
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
@@ -81,7 +91,7 @@ def protocol_of(
     """The protocol hash of `items` of a task answered under a config's prompt, scorer and budget."""
     return protocol_hash(
         task=task.name,
-        data=items_fingerprint(items),
+        data=items_fingerprint(items, task.read_beside(items) if isinstance(task, SplitTask) else ""),
         prompt=config.prompt,
         chat=config.prompt.chat,
         scorer=config.task.scorer,
@@ -90,4 +100,5 @@ def protocol_of(
         temperature=temperature,
         seed=seed,
         stop_strings=config.generation.stop_strings,
+        scorer_code=task.scorer.code() if isinstance(task, SplitTask) else "",
     )

@@ -12,7 +12,7 @@ import numpy as np
 from tinylora.errors import UserError
 from tinylora.generation.types import Completion
 from tinylora.models.base import BaseModel
-from tinylora.tasks.base import Item, ScorerError, Task
+from tinylora.tasks.base import Item, ScorerError, Task, shorten
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,40 @@ class Reply:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """A reply that a file kept; what else stands in the row is left out."""
+        """A reply that a file kept; what else stands in the row is left out. Raises: UserError as `check_row`."""
+        check_row(row)
         return cls(**{name: row[name] for name in FIELDS})
 
 
 FIELDS = tuple(one.name for one in fields(Reply) if one.name not in ("token_ids", "logprobs", "prompt_tokens"))
 """What files keep of a reply."""
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Whether a file's row holds what a reply can be. Raises: UserError for a score that none can be, and the like."""
+    for name in ("strict", "value_only"):
+        if not is_score(row[name]) or not 0 <= row[name] <= 1:
+            raise UserError(f"the score {name} must be a number from 0 to 1, got {shorten(repr(row[name]), 60)}")
+    scores = row["scores"]
+    if not isinstance(scores, Mapping) or not all(is_score(value) for value in scores.values()):
+        raise UserError(f"scores must be named finite numbers, got {shorten(repr(scores), 60)}")
+    for name in ("strict", "value_only"):
+        allowed = {scores.get(name), 0.0} if name == "strict" and row["stopped"] is False else {scores.get(name)}
+        if name in scores and row[name] not in allowed:
+            raise UserError(f"the score {name} is {row[name]} beside {scores[name]} among all scores")
+    if row["strict"] and row["stopped"] is not True:
+        raise UserError(f"strict is {row['strict']} for a reply that was cut off")
+    tokens = row["num_tokens"]
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+        raise UserError(f"num_tokens must be a whole number of at least 0, got {shorten(repr(tokens), 60)}")
+    for name, kind in (("item_id", str), ("text", str), ("stopped", bool), ("answered", bool)):
+        if not isinstance(row[name], kind):
+            raise UserError(f"{name} must be of type {kind.__name__}, got {shorten(repr(row[name]), 60)}")
+
+
+def is_score(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def decode(base: BaseModel, completion: Completion) -> str:

@@ -106,7 +106,7 @@ def make_scorer(name: str, options: Mapping[str, Any], source: reasoning_gym.Sou
     if name == "reasoning-gym":
         return reasoning_gym.own_scorer(source, options)
     if ":" in name:
-        return PythonScorer(load_function(name), options)
+        return PythonScorer(load_function(name), options, name.partition(":")[0])
     if name not in SCORERS:
         close = get_close_matches(name, SCORERS, n=1, cutoff=0.5)
         raise UserError(

@@ -148,6 +148,18 @@ class SplitTask:
             digest.update(json.dumps([split, rows]).encode())
         return digest.hexdigest()
 
+    def read_beside(self, items: Sequence[Item]) -> str:
+        """SHA-256 (hex) over what the scorer reads of these items beside question and answer; empty for nothing."""
+        rows = [[item.id, self.scorer.reads(item)] for item in items]
+        if all(read is None for _, read in rows):
+            return ""
+        return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+
+    def scorer_prints(self) -> dict[str, str]:
+        """What a resumed run compares beside `fingerprint`: what the scorer reads of all items, and its code."""
+        everything = [item for split in SPLITS for item in self._items[split]]
+        return {"scorer_reads": self.read_beside(everything), "scorer_code": self.scorer.code()}
+
     def _empty(self, split: Split) -> str:
         if self._test_only and split != "test":
             return (

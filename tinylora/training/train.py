@@ -147,6 +147,28 @@ def _fingerprint(task: Task) -> str:
     return str(task.fingerprint()) if hasattr(task, "fingerprint") else ""
 
 
+def _scorer_prints(task: Task) -> dict[str, str]:
+    return dict(task.scorer_prints()) if hasattr(task, "scorer_prints") else {}
+
+
+def _check_scorer(saved: dict[str, Any], runtime: Runtime, folder: RunFolder, say: Say) -> None:
+    """Raises: UserError if the scorer reads other things than in the run's beginning; a checkpoint of older versions
+    does not know. Other code is said and no more: a run that a scorer's fault stopped goes on when that is mended.
+    """
+    now = _scorer_prints(runtime.task)
+    changed = {name for name, value in now.items() if saved.get(name, value) != value}
+    if "scorer_reads" in changed:
+        raise UserError(
+            f"what the scorer {runtime.config.task.scorer} reads of the questions beside their answers (tests, other "
+            f"fields) is not what the run {folder.path} began with; bring it back, or start a new run"
+        )
+    if "scorer_code" in changed:
+        say(
+            f"the code of the scorer {runtime.config.task.scorer} has changed since the last checkpoint: rewards from "
+            "here on are not by the rule of those before"
+        )
+
+
 def _check_base(began: str | None, found: Identity, runtime: Runtime, folder: RunFolder) -> None:
     """Raises: UserError if the run began on other weights; `began` is None in checkpoints of older versions."""
     if began is not None and began != found.fingerprint.hex():
@@ -183,6 +205,7 @@ def _run(runtime: Runtime, folder: RunFolder, say: Say) -> TrainResult:
         "task_fingerprint": _fingerprint(task),
         "base_fingerprint": identity.fingerprint.hex(),
         "engine_arithmetic": runtime.engine.arithmetic,
+        **_scorer_prints(task),
     }
     Loop(runtime, learner, state, folder, say, about=about, resumed=saved is not None).run()
     kept = _save(runtime, state, folder, about["base_fingerprint"], say)
@@ -196,6 +219,7 @@ def _restore(
     """Put a checkpoint back. Raises: UserError if questions or base are other ones, or too many steps are done."""
     if saved["task_fingerprint"] != _fingerprint(runtime.task):
         raise UserError(f"the questions of task {runtime.task.name} are not those the run {folder.path} began with")
+    _check_scorer(saved, runtime, folder, say)
     _check_base(saved.get("base_fingerprint"), identity, runtime, folder)
     state.restore(saved, runtime.config, folder)
     say(f"resuming {folder.path} after step {state.step}")

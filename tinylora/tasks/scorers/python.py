@@ -17,6 +17,7 @@ from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.tasks.base import Item, shorten
+from tinylora.tasks.scorers.code import code_digest
 from tinylora.tasks.scorers.text import Scorer
 
 
@@ -25,13 +26,25 @@ class PythonScorer(Scorer):
 
     needs_answer = False
 
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], options: Mapping[str, Any] | None = None, module: str = ""
+    ) -> None:
+        """module: where the function comes from, under the name that it was imported by."""
         self.function = function
+        self.module = module
         self.options = dict(options or {})
 
     def parse(self, text: str) -> str | None:
         """The whole reply, or None if it is blank."""
         return text.strip() or None
+
+    def reads(self, item: Item) -> Any:
+        """All that the function is given."""
+        return dict(item.metadata)
+
+    def code(self) -> str:
+        """Of the function's file and of those beside it that it imports."""
+        return code_digest(self.module)
 
     def score_item(self, item: Item, text: str) -> dict[str, float]:
         """Raises: whatever the function raises, and UserError for a result that is not a score."""

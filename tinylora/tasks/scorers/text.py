@@ -41,6 +41,14 @@ class Scorer(ABC):
         """Raises: UserError for a gold answer that no reply could ever match."""
         return
 
+    def reads(self, item: Item) -> Any:
+        """What of an item decides its scores beside question and answer, as JSON can hold it; None for nothing."""
+        return None
+
+    def code(self) -> str:
+        """A digest of the code that scores where that is the user's own; empty for the scorers that are here."""
+        return ""
+
 
 class TextScorer(Scorer):
     """A scorer that needs only the gold answer's text."""

@@ -45,6 +45,10 @@ class IfevalScorer(Scorer):
         """The whole reply, or None if it is blank."""
         return text.strip() or None
 
+    def reads(self, item: Item) -> Any:
+        """The instructions and their arguments."""
+        return [item.metadata.get(name) for name in ("instruction_id_list", "kwargs")]
+
     def score_item(self, item: Item, text: str) -> dict[str, float]:
         """Raises: UserError for an item without instructions or with an unknown one."""
         names = item.metadata.get("instruction_id_list")

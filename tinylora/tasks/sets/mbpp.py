@@ -86,6 +86,10 @@ class PythonTestsScorer(Scorer):
         blocks = [code for words, code in _BLOCK.findall(text) if _PYTHON.match(words.strip())]
         return blocks[-1].strip() or None if blocks else None
 
+    def reads(self, item: Item) -> Any:
+        """The tests and what runs before them."""
+        return [item.metadata.get(name) for name in ("tests", "setup")]
+
     def score_item(self, item: Item, text: str) -> dict[str, float]:
         """Scores as the class says. Raises: UserError for an item without tests, and what `run_python` raises."""
         tests = item.metadata.get("tests")

@@ -176,6 +176,10 @@ class ReasoningGymScorer(Scorer):
             return text.strip() or None
         return _tagged(text) if self._style == "tags" else _stripped(last_boxed(text))
 
+    def reads(self, item: Item) -> Any:
+        """What the task's rule may look at."""
+        return dict(item.metadata)
+
     def score_item(self, item: Item, text: str) -> dict[str, float]:
         """Calls the task's rule up to six times."""
         answer = self.parse(text)
