@@ -36,7 +36,8 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Go on with a run; train.steps, generation.kv_budget_gib and log.* may change."
+            metavar="RUN",
+            help="Go on with a run; train.steps, generation.kv_budget_gib, task.skip and log.* may change.",
         ),
     ] = None,
     control: Annotated[

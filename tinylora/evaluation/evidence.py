@@ -36,6 +36,7 @@ from tinylora.evaluation.statistics.scores import repetition
 from tinylora.evaluation.statistics.split_gain import split_gain
 from tinylora.evaluation.verdict import MOST_NUMBERS, evidence_verdict
 from tinylora.models.template import with_fixed_date
+from tinylora.rollouts.check import check_items
 from tinylora.rollouts.prompts import prompt_candidates
 from tinylora.rollouts.replies import Reply, mean
 from tinylora.rollouts.runtime import Runtime
@@ -87,6 +88,10 @@ def gather_evidence(
     config, task, v = runtime.config, runtime.task, adapter.v
     every = task.items("test")
     items = every[: options.num_items or config.eval.num_test or len(every)]
+    if candidates := list(prompt_candidates(config).values())[1:]:  # asked late, so looked at now
+        validation = task.items("validation")[: config.eval.num_validation]
+        check_items(runtime, "validation", validation, [None, *candidates])
+        check_items(runtime, "test", items, candidates)
     controls = _named(options.trained)
     for control in controls.values():
         check_control(adapter, control)

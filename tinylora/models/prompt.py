@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinylora.errors import UserError
-from tinylora.models.control import cut, encode_in_pieces, found_in, free_mark
+from tinylora.models.control import control_tokens, cut, encode_in_pieces, found_in, free_mark
 from tinylora.models.faithful import check_shown
 from tinylora.models.template import NOTHING, Handed, render
 
@@ -110,13 +110,27 @@ def end_of_reply(base: "BaseModel", chat: bool = True, handed: Handed = NOTHING)
         )
     if not (chat and base.has_chat_template):
         return stops[0]
+    behind = _behind_a_reply(base, handed)
+    return next((token for token in behind if token in stops), stops[0])
+
+
+def unknown_end(base: "BaseModel", handed: Handed = NOTHING) -> str:
+    """The control token behind an assistant turn of the chat template, if no stop token stands there; else nothing."""
+    behind = _behind_a_reply(base, handed) if base.has_chat_template else []
+    if not behind or any(token in base.stop_token_ids for token in behind):
+        return ""
+    text = str(base.tokenizer.decode(behind[:1]))
+    return text if text in control_tokens(base) else ""
+
+
+def _behind_a_reply(base: "BaseModel", handed: Handed) -> list[int]:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
     try:
         text = render(base, turns, handed, add_generation_prompt=False)
     except UserError:  # one that has other roles, say
-        return stops[0]
+        return []
     behind = base.tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False).input_ids
-    return next((int(token) for token in behind if token in stops), stops[0])
+    return [int(token) for token in behind]
 
 
 def _excerpt(text: str) -> str:

@@ -22,7 +22,7 @@ from tinylora.evaluation.statistics.paired import PooledResult, pooled_result
 from tinylora.reporting.outcomes import Evaluation, read_evaluation
 from tinylora.reporting.run_files import read_json
 from tinylora.reporting.samples import shown
-from tinylora.store.run_folder import RunFolder
+from tinylora.store.run_folder import SKIPPED, RunFolder
 from tinylora.system.jsonl import read_jsonl
 
 POOLED_MEASURES = ("strict", "value_only")
@@ -62,6 +62,8 @@ class RunFacts:
     metrics: tuple[dict[str, Any], ...]
     """Every line; that of step 0, if there is one, holds the untrained model's validation."""
     adapter: AdapterFile
+    skipped: tuple[dict[str, Any], ...]
+    """Items that task.skip left out: split, item, question, why."""
     evaluation: Evaluation | None
     account: Mapping[str, Mapping[str, Any]]
 
@@ -138,6 +140,7 @@ def read_run(path: Path, label: str) -> RunFacts:
         environment=read_json(folder.environment_path) or {},
         metrics=tuple(metrics),
         adapter=_adapter_file(path),
+        skipped=tuple(read_jsonl(path / SKIPPED)) if (path / SKIPPED).is_file() else (),
         evaluation=evaluation,
         account=account if "training" in account else {"training": _training_account(metrics), **account},
     )

@@ -11,6 +11,7 @@ from tinylora.adapter.attach import AttachedAdapter, map_shapes
 from tinylora.adapter.quantised import quantisation_of
 from tinylora.adapter.trained import Trained
 from tinylora.config.run import RunConfig
+from tinylora.errors import UserError
 from tinylora.generation.engine import Engine
 from tinylora.generation.types import Completion, Request, SamplingParams
 from tinylora.learner.memory import FALLBACK_MICRO_BATCH_TOKENS, FEWEST_PADDED_TOKENS, micro_batch_tokens_for
@@ -22,17 +23,25 @@ from tinylora.methods.put_on import put_on
 from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.base import BaseModel
 from tinylora.models.load import load_base_model
-from tinylora.models.prompt import encode_prompt
+from tinylora.models.prompt import Encoded, does_not_fit, encode_prompt, encode_prompts, end_of_reply
 from tinylora.models.template import Handed, with_fixed_date
+from tinylora.rollouts.candidates import prompt_candidates
+from tinylora.rollouts.references import reference_tokens
 from tinylora.rollouts.replies import Reply, draw_key, score_completion, stop_at
+from tinylora.rollouts.skipped import TaskWithoutSkipped
 from tinylora.store.adapter import Adapter
 from tinylora.system.busy import warn_if_busy
 from tinylora.system.cores import default_threads
 from tinylora.system.paths import cache_dir
 from tinylora.system.progress import Bar
 from tinylora.talk import Say, say_to_stderr
-from tinylora.tasks.base import Item, Message, Split, Task
+from tinylora.tasks.base import Item, Message, Split, Task, shorten
 from tinylora.tasks.build import build_task, say_what_runs
+
+Prompting = Callable[[Item], list[Message]]
+"""From an item to its chat messages."""
+AT_ONCE = 1024
+"""Prompts that are tokenised together."""
 
 
 class NoTask:
@@ -72,6 +81,54 @@ class Runtime:
         prompt = self.config.prompt
         return encode_prompt(self.base, messages, prompt.chat, Handed.of(prompt))
 
+    def encode_items(self, items: Sequence[Item], prompting: Prompting | None = None) -> list[Encoded]:
+        """The prompts of many items, by the task or by `prompting`, of whatever length."""
+        prompt, messages = self.config.prompt, [(prompting or self.task.prompt)(item) for item in items]
+        parts = (messages[start : start + AT_ONCE] for start in range(0, len(messages), AT_ONCE))
+        return [one for part in parts for one in encode_prompts(self.base, part, prompt.chat, Handed.of(prompt))]
+
+    def misfits(
+        self, split: Split, items: Sequence[Item], encoded: Sequence[Encoded], prompting: Prompting | None = None
+    ) -> dict[int, str]:
+        """Places of items that cannot be asked, or under sft not be learned from, with the reason."""
+        found = {i: reason for i, one in enumerate(encoded) if (reason := self._why_not(len(one.ids)))}
+        if split == "train" and prompting is None and self.config.train.algorithm == "sft":
+            context = self.base.context_length
+            for i, reply in enumerate(self.references(items)):
+                total = len(encoded[i].ids) + len(reply)
+                if total > context and i not in found:
+                    found[i] = (
+                        f"a prompt of {len(encoded[i].ids)} tokens and its reference reply of {len(reply)} do not fit "
+                        f"in the {context} tokens of context that {self.base.name} has"
+                    )
+        return found
+
+    def references(self, items: Sequence[Item]) -> list[tuple[int, ...]]:
+        """Reference replies to items, with the token that ends a turn (see `end_of_reply`)."""
+        end = end_of_reply(self.base, self.config.prompt.chat, Handed.of(self.config.prompt))
+        return reference_tokens(self.base, self.task, items, self.config.sft.target, end)
+
+    def _why_not(self, num_tokens: int, max_new_tokens: int = 0) -> str:
+        """Why a prompt of that many tokens cannot be answered within a budget (0: the config's); empty if it can."""
+        if reason := does_not_fit(self.base, num_tokens):
+            return reason
+        budget = max_new_tokens or self.config.generation.max_new_tokens
+        budget = min(budget, self.base.context_length - num_tokens)
+        if budget <= self.engine.room_for_reply(num_tokens):
+            return ""
+        return (
+            f"a prompt of {num_tokens} tokens and a reply of {budget} need more memory than generation.kv_budget_gib = "
+            f"{self.config.generation.kv_budget_gib:g} holds, which can be raised"
+        )
+
+    def _too_long(self, split: Split, items: Sequence[Item]) -> dict[int, str]:
+        """Places of items that do not fit under some prompt that a run asks them with."""
+        others = list(prompt_candidates(self.config).values())[1:] if split != "train" else []
+        found: dict[int, str] = {}
+        for prompting in (None, *others):
+            found = {**self.misfits(split, items, self.encode_items(items, prompting), prompting), **found}
+        return found
+
     def sampling(self, temperature: float = 0.0, seed: int = 0, max_new_tokens: int = 0) -> SamplingParams:
         """How replies are drawn: until a stop token of the model, or max_new_tokens (0 takes the config's)."""
         return SamplingParams(
@@ -89,12 +146,15 @@ class Runtime:
         *,
         key: int,
         num_samples: int = 1,
-        prompt: Callable[[Item], list[Message]] | None = None,
+        prompt_ids: tuple[int, ...] = (),
         on_finished: Callable[[], object] | None = None,
     ) -> Request:
-        """What asks the engine for replies to one item under v; `key` names its random draws."""
+        """What asks the engine for replies to one item under v; `key` names its random draws.
+
+        prompt_ids: the prompt, where it is encoded already.
+        """
         return Request(
-            prompt_ids=self.encode((prompt or self.task.prompt)(item)),
+            prompt_ids=prompt_ids or self.encode(self.task.prompt(item)),
             params=params,
             num_samples=num_samples,
             key=key,
@@ -113,7 +173,7 @@ class Runtime:
         items: Sequence[Item],
         v: Tensor | None,
         *,
-        prompt: Callable[[Item], list[Message]] | None = None,
+        prompt: Prompting | None = None,
         temperature: float = 0.0,
         seed: int = 0,
         max_new_tokens: int = 0,
@@ -126,7 +186,15 @@ class Runtime:
         `prompt` replaces the task's own prompt, for comparing prompts; max_new_tokens = 0 takes the config's budget;
         `who` answers is what a bar says.
         Draws are keyed by the item's id, so the same item gets the same random numbers whatever stands beside it.
+        Raises: UserError, before anything is asked, for a prompt that cannot be made or does not fit.
         """
+        prompts = [one.ids for one in self.encode_items(items, prompt)]
+        for item, ids in zip(items, prompts, strict=True):
+            if reason := self._why_not(len(ids), max_new_tokens):
+                raise UserError(
+                    f"{reason}; shorten it, or use fewer few-shot examples: {shorten(item.question, 60)}; or leave "
+                    "such items out: --set 'task.skip=[\"too-long\"]'"
+                )
         replies: list[Reply] = []
         params = self.sampling(temperature, seed, max_new_tokens)
         chunk = max(1, 4 * self.engine.max_batch_rows // num_samples)
@@ -136,9 +204,9 @@ class Runtime:
                 part = items[start : start + chunk]
                 requests = [
                     self.request(
-                        item, v, params, key=draw_key(item), num_samples=num_samples, prompt=prompt, on_finished=told
+                        item, v, params, key=draw_key(item), num_samples=num_samples, prompt_ids=ids, on_finished=told
                     )
-                    for item in part
+                    for item, ids in zip(part, prompts[start : start + chunk], strict=True)
                 ]
                 replies += [
                     self.score(part[c.request_index], requests[c.request_index], c)
@@ -255,4 +323,7 @@ def open_runtime(
             config.train, num_threads=threads, micro_batch_tokens=resolve_micro_batch(base.model, adapter, config)
         ),
     )
-    return Runtime(resolved, base, adapter, engine, built)
+    runtime = Runtime(resolved, base, adapter, engine, built)
+    if config.task.skip and not isinstance(built, NoTask):
+        runtime.task = TaskWithoutSkipped(built, config.task.skip, runtime._too_long)
+    return runtime

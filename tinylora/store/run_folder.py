@@ -34,6 +34,8 @@ from tinylora.system.files import disk_in_words, flush, no_room_is_a_user_error,
 
 logger = logging.getLogger("tinylora")
 
+SKIPPED = "skipped.jsonl"
+"""Items that task.skip leaves out, and why."""
 _LOGS = ("metrics.jsonl", "samples.jsonl")
 
 

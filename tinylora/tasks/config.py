@@ -1,10 +1,14 @@
 """What a recipe says of the questions: their source, how replies are scored, how one becomes a prompt."""
 
+import re
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
 from tinylora.errors import check_path, require, require_at_least
+
+TOO_LONG = "too-long"
+"""In task.skip: items whose prompt, or under sft prompt and reference reply, does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +32,8 @@ class TaskConfig:
     module:function."""
     scorer_options: dict[str, Any] = field(default_factory=dict)
     """Options of the scorer, such as pattern for regex."""
+    skip: tuple[str, ...] = ()
+    """Items to leave out: "too-long" for those that do not fit in the model's context, or ids as messages name them."""
     validation_share: float = 0.1
     """Share of questions, by hash, that are for validation."""
     test_share: float = 0.25
@@ -38,6 +44,9 @@ class TaskConfig:
         check_path("task.path", self.path)
         require_at_least(1, "task", self, "num_items")
         require_at_least(0, "task", self, "seed")
+        known = [one for one in self.skip if one == TOO_LONG or re.fullmatch(r"[0-9a-f]{8,64}", one)]
+        allowed = f"a list of {TOO_LONG} and of ids, 8 digits of each at least"
+        require(len(known) == len(self.skip), "task.skip", allowed, list(self.skip))
         for name in ("validation_share", "test_share"):
             require(0 <= getattr(self, name) < 1, f"task.{name}", "at least 0 and below 1", getattr(self, name))
         total = self.validation_share + self.test_share

@@ -107,7 +107,8 @@ class Loop:
         """Raises: UserError for what ends a run; the last checkpoint is whole, and `resume` goes on from there."""
         state, config, folder = self.state, self.config, self.folder
         progress = Progress(config.train.steps, state.step)
-        watch = Watch(config.grpo.max_logprob_gap)
+        can_end = bool(self.runtime.base.stop_token_ids or config.generation.stop_strings)
+        watch = Watch(config.grpo.max_logprob_gap, can_end=can_end)
         trackers = make_trackers(config.log.trackers, folder.path, to_table(config), state.step)
         with MetricsWriter(folder.metrics_path, trackers) as metrics, JsonlWriter(folder.samples_path) as samples:
             if state.step == 0:

@@ -1,23 +1,19 @@
 """SFT on v: supervised learning on reference solutions, whole replies with their stop token."""
 
-import re
 from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.learner.learner import Row
-from tinylora.models.prompt import end_of_reply
-from tinylora.models.template import Handed
 from tinylora.rollouts.order import DataOrder
 from tinylora.rollouts.runtime import Runtime
 from tinylora.talk import Say
-from tinylora.tasks.base import Item, Task, shorten
+from tinylora.tasks.base import shorten
+from tinylora.tasks.reference import reference_reply
 from tinylora.training.algorithm import GradientAlgorithm
 from tinylora.training.supervised import supervised_step
 
 LOOKED_AT = 64
 """Reference replies that are scored before a run."""
-PLACE = re.compile(r"(\\[A-Za-z]+(?:\{[^{}]*\})*)?\{([A-Za-z_]\w*)\}")
-"""A name in braces, and the LaTeX command in front of it, if there is one."""
 
 
 class Sft(GradientAlgorithm):
@@ -35,30 +31,6 @@ class Sft(GradientAlgorithm):
         metrics["prompt_tokens"] = sum(len(row.prompt_ids) for row in rows)
         metrics |= supervised_step(self.learner, rows, self.v, self.optimizer, self.runtime.config, step).metrics()
         return metrics, None
-
-
-def reference_reply(task: Task, item: Item, template: str) -> str:
-    """The reply that sft learns: `template` with {question} (the user's last turn), {answer} and {NAME} of what the
-    item brings beside them, such as {solution}.
-
-    The argument of a LaTeX command, as in \\mathrm{cm}, is no name; \\boxed{{answer}} is one in an argument.
-    Raises: UserError for a name that the item does not have.
-    """
-    plain = {key: str(value) for key, value in item.metadata.items() if isinstance(value, (str, int, float))}
-    known = {**plain, "answer": item.answer, "question": task.prompt(item)[-1]["content"]}
-
-    def value(match: re.Match[str]) -> str:
-        command, name = match.groups()
-        if name not in known:
-            if command:
-                return match[0]
-            raise UserError(
-                f"sft.target asks for {{{name}}}, and the question {shorten(item.question, 80)} has none; it has "
-                f"{', '.join(sorted(known))}"
-            )
-        return (command or "") + known[name]
-
-    return PLACE.sub(value, template)
 
 
 def check_references(runtime: Runtime, say: Say) -> None:
@@ -80,8 +52,7 @@ def check_references(runtime: Runtime, say: Say) -> None:
         )
     if right < len(items):
         say(f"only {right} of the first {len(items)} reference replies are right by the task's own scorer")
-    end = end_of_reply(runtime.base, config.prompt.chat, Handed.of(config.prompt))
-    longest = max(len(_tokens(runtime, reply, end)) for reply in replies)
+    longest = max(map(len, runtime.references(task.items("train"))))
     if longest > config.generation.max_new_tokens:
         say(
             f"a reference reply has {longest} tokens, and replies are cut off at generation.max_new_tokens = "
@@ -89,23 +60,9 @@ def check_references(runtime: Runtime, say: Say) -> None:
         )
 
 
-def _tokens(runtime: Runtime, reply: str, end: int) -> tuple[int, ...]:
-    return (*runtime.base.tokenizer.encode(reply, add_special_tokens=False), end)
-
-
 def reference_rows(runtime: Runtime, order: DataOrder) -> list[Row]:
-    """The next prompts_per_step x group_size items with their reference replies: as many replies as a GRPO step has.
-
-    A reply ends with the token that ends a turn (see `end_of_reply`).
-    """
+    """The next prompts_per_step x group_size items with their reference replies: as many replies as a GRPO step has."""
     task, config = runtime.task, runtime.config
-    count = config.grpo.prompts_per_step * config.grpo.group_size
-    end = end_of_reply(runtime.base, config.prompt.chat, Handed.of(config.prompt))
-    return [
-        Row(
-            index,
-            runtime.encode(task.prompt(item)),
-            _tokens(runtime, reference_reply(task, item, config.sft.target), end),
-        )
-        for index, (_, item) in enumerate(order.take(count))
-    ]
+    items = [item for _, item in order.take(config.grpo.prompts_per_step * config.grpo.group_size)]
+    replies = runtime.references(items)
+    return [Row(i, runtime.encode(task.prompt(item)), replies[i]) for i, item in enumerate(items)]

@@ -1,6 +1,7 @@
 """The door of training: checks before a run, the run itself (loop.py), and the files that it leaves."""
 
-import heapq
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,18 +23,18 @@ from tinylora.methods.peft_files import write_peft_adapter
 from tinylora.models.bases import explain_difference, remember
 from tinylora.models.fingerprint import Fingerprint, Identity
 from tinylora.planning.memory_check import check_memory
-from tinylora.rollouts.order import DataOrder
-from tinylora.rollouts.prompts import prompt_candidates
+from tinylora.rollouts.check import check_prompts, never_ends
 from tinylora.rollouts.runtime import Runtime, open_runtime
+from tinylora.rollouts.skipped import TaskWithoutSkipped, data_order
 from tinylora.store.adapter import open_adapter
 from tinylora.store.adapter_file import BEST, LAST, PORTABLE, save_vector
 from tinylora.store.own import is_own, remember_own, settle_run
-from tinylora.store.run_folder import RunFolder
+from tinylora.store.run_folder import SKIPPED, RunFolder
 from tinylora.system.environment import collect_environment, numeric_differences
-from tinylora.system.files import write_atomically
+from tinylora.system.files import disk_in_words, write_atomically
 from tinylora.system.jsonl import read_jsonl
 from tinylora.talk import Say, say_to_stderr
-from tinylora.tasks.base import Split, Task
+from tinylora.tasks.base import Task
 from tinylora.training.algorithm import Algorithm
 from tinylora.training.gradient_basis import with_gradient_basis
 from tinylora.training.grpo import Grpo
@@ -41,8 +42,6 @@ from tinylora.training.loop import Loop, State
 from tinylora.training.rft import Rft
 from tinylora.training.sft import Sft
 
-CHECKED_PROMPTS = 64
-"""Of each split, the first ones and the longest ones that are encoded before a run."""
 HIGHEST_USUAL_RATE = 2e-3
 """Of Adam on LoRA and its kin; at twice that, LoRA of rank 8 unlearned the demo within two steps."""
 ALGORITHMS: dict[AlgorithmName, type[Algorithm]] = {"grpo": Grpo, "sft": Sft, "rft": Rft}
@@ -123,24 +122,15 @@ def resume(
                 "the chat template writes the date, and the run did not keep the one it began with; from here on it is "
                 f"{runtime.config.prompt.date} (another: --set prompt.date=YYYY-MM-DD)"
             )
+        check_prompts(runtime, say)
         return _run(runtime, folder, say)
 
 
 def _check(runtime: Runtime, say: Say) -> None:
-    task, config = runtime.task, runtime.config
-    candidates = list(prompt_candidates(config).values())[1:]
-    # A pattern that does not match or a prompt that does not fit is found now, not in the middle of the night.
-    used: dict[Split, int | None] = {"train": None, "validation": config.eval.num_validation}
-    if config.eval.num_test:
-        used["test"] = config.eval.num_test
-    for split, count in used.items():
-        items = task.items(split)
-        for prompt in [task.prompt, *(candidates if split != "train" else [])]:
-            lengths = [sum(len(message["content"]) for message in prompt(item)) for item in items]
-            longest = heapq.nlargest(CHECKED_PROMPTS, range(len(lengths[:count])), key=lengths.__getitem__)
-            for index in sorted({*range(min(CHECKED_PROMPTS, len(items))), *longest}):
-                runtime.encode(prompt(items[index]))
-    ALGORITHMS[config.train.algorithm].check(runtime, say)
+    check_prompts(runtime, say)
+    if word := never_ends(runtime):
+        say(word)
+    ALGORITHMS[runtime.config.train.algorithm].check(runtime, say)
 
 
 def _fingerprint(task: Task) -> str:
@@ -193,7 +183,7 @@ def _run(runtime: Runtime, folder: RunFolder, say: Say) -> TrainResult:
         checkpointing=config.train.gradient_checkpointing,
     )
     v = runtime.adapter.zeros().requires_grad_(True)
-    state = State(v, kind(runtime, learner, v), DataOrder(task.items("train"), config.train.seed))
+    state = State(v, kind(runtime, learner, v), data_order(task, config.train.seed))
     with runtime.adapter.using(None):  # of the base alone, without a method's layers
         identity = remember(runtime.base)
     saved = folder.resume()
@@ -201,6 +191,7 @@ def _run(runtime: Runtime, folder: RunFolder, say: Say) -> TrainResult:
         _restore(state, saved.state, identity, runtime, folder, say)
     folder.write_config(config)  # the settings that a resumed run changes, now that nothing refuses them any more
     _announce(runtime, folder, say)
+    _keep_skipped(runtime, folder, say)
     about = {
         "task_fingerprint": _fingerprint(task),
         "base_fingerprint": identity.fingerprint.hex(),
@@ -268,6 +259,19 @@ def _say_if_nothing_was_gained(state: State, config: RunConfig, folder: RunFolde
         f"at no validation was it better than the untrained model (mean reward {state.best_score:.3f} at best, "
         f"untrained {untrained:.3f}); {advice}"
     )
+
+
+def _keep_skipped(runtime: Runtime, folder: RunFolder, say: Say) -> None:
+    """Write which items are left out and why, and say so."""
+    if not isinstance(runtime.task, TaskWithoutSkipped):
+        return
+    rows = [one.row() for one in runtime.task.known_skipped()]
+    with disk_in_words(folder.path):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(folder.path / SKIPPED, text.encode("utf-8", errors="replace"))
+    each = Counter(row["split"] for row in rows)
+    listed = ", ".join(f"{number} {split}" for split, number in each.items()) or "none"
+    say(f"items left out by task.skip: {listed} (which, and why: {folder.path / SKIPPED})")
 
 
 def _announce(runtime: Runtime, folder: RunFolder, say: Say) -> None:

@@ -10,7 +10,13 @@ PATIENCE = 5
 class Watch:
     """Looks at each step's metrics; says each thing once, and again only after it had gone away."""
 
-    def __init__(self, max_logprob_gap: float, patience: int = PATIENCE) -> None:
+    def __init__(self, max_logprob_gap: float, patience: int = PATIENCE, *, can_end: bool = True) -> None:
+        """can_end: whether there is anything that ends a reply before its budget."""
+        self._at_the_budget = (
+            "raise generation.max_new_tokens"
+            if can_end
+            else "nothing ends a reply of this model: name its eos_token, or set generation.stop_strings"
+        )
         self._gap_limit = max_logprob_gap
         self._patience = patience
         self._runs: dict[str, int] = {}
@@ -39,7 +45,7 @@ class Watch:
                 else "try an easier task, a better prompt, a larger generation.temperature or grpo.group_size"
             ),
             "truncated": f"{100 * metrics['truncated']:.0f} % of the completions were cut off at the token budget; "
-            "raise generation.max_new_tokens",
+            f"{self._at_the_budget}",
             "format": "next to no completion has the asked-for format; say in the prompt what is asked for, or choose "
             "another task.scorer",
             "gap": f"sampler and learner log-probs differ by {metrics.get('sampler_gap', 0.0):.3f} on average, more "
