@@ -13,10 +13,10 @@ def say_to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def command(*words: object) -> str:
+def shell_line(*words: object) -> str:
     """A command as it can be pasted into a shell: words with spaces and the like in quotes.
 
-    >>> command("tinylora", "train", "--resume", "runs/my task-001")
+    >>> shell_line("tinylora", "train", "--resume", "runs/my task-001")
     "tinylora train --resume 'runs/my task-001'"
     """
     return shlex.join(map(str, words))

@@ -11,6 +11,7 @@ import typer
 from tinylora.errors import UserError
 from tinylora.system.files import NO_ROOM
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import shell_line
 
 if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter
@@ -69,7 +70,7 @@ def load_base(adapter: "Adapter", model: str, dtype: str = "auto") -> "BaseModel
     if adapter.run is not None and adapter.run.model.trust_remote_code and not settings.trust_remote_code:
         raise UserError(
             f"{adapter.label} was not made by you on this machine, and its base brings code of its own; if you trust "
-            f"that, say so once: tinylora chat {shlex.quote(adapter.label)} --trust"
+            f"that, say so once: {shell_line('tinylora', 'chat', adapter.label, '--trust')}"
         )
     if settings.quantization != "none" and dtype == "auto":
         dtype = settings.dtype  # a base that was quantised in another one has other values

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 import typer.core
 
-from tinylora.errors import UserError
+from tinylora.errors import UserError, is_text
 from tinylora.system.files import NO_ROOM
 from tinylora.system.progress import bars
 from tinylora.talk import say_to_stderr as say
@@ -34,6 +34,17 @@ class _InOrderOfUse(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=self.ORDER.index)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """All words of all verbs come by here. Those that are no text could be neither kept nor printed later."""
+        for word in args:
+            if not is_text(word):
+                say(
+                    f"tinylora: the word {word!a} is not {sys.getfilesystemencoding().upper()} text; write it in "
+                    "that encoding, or rename the file or folder"
+                )
+                raise typer.Exit(2)
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(

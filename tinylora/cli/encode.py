@@ -10,6 +10,7 @@ from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.store.describe import code_of, describe_json, describe_text
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import shell_line
 
 if TYPE_CHECKING:
     from tinylora.store.adapter import Adapter
@@ -139,5 +140,6 @@ def decode(
 
 def _no_short_form(opened: "Adapter") -> bytes:
     raise UserError(
-        f"{opened.label} does not say what its base is; write it with: tinylora encode {opened.label} -o FILE"
+        f"{opened.label} does not say what its base is; write it with: "
+        + shell_line("tinylora", "encode", opened.label, "-o", "FILE")
     )

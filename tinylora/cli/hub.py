@@ -10,6 +10,7 @@ from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.cli.export import write_export
 from tinylora.errors import UserError
 from tinylora.store.describe import describe_json, describe_text
+from tinylora.talk import shell_line
 
 if TYPE_CHECKING:
     from tinylora.store.adapter import Adapter
@@ -135,4 +136,4 @@ def pull(
         print_json({"folder": str(folder), **describe_json(opened)})
     else:
         print(describe_text(opened))
-        print(f"in {folder}; next: tinylora chat {folder}")
+        print(f"in {folder}; next: {shell_line('tinylora', 'chat', folder)}")

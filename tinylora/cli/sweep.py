@@ -13,6 +13,7 @@ from tinylora.cli.child import command
 from tinylora.cli.common import Json, Trust, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import shell_line
 
 if TYPE_CHECKING:
     from tinylora.sweeps.driver import Driver
@@ -50,10 +51,11 @@ def sweep(
     from tinylora.sweeps.driver import Driver
     from tinylora.sweeps.plan import check_same, find_sweep, load_sweep
     from tinylora.system.cores import available_threads
+    from tinylora.system.folders import folder_name
 
     path = find_sweep(sweep)
     plan = load_sweep(path)
-    folder = out or Path("runs") / f"sweep-{path.stem}"
+    folder = out or Path("runs") / f"sweep-{folder_name(path.stem, 'sweep')}"
     deadline = next_time(until, datetime.now()) if until else None
     if jobs < 0:
         raise UserError(f"--jobs must be at least 1, or 0 for one each core, got {jobs}")
@@ -72,14 +74,14 @@ def sweep(
         with _termination_is_ctrl_c():
             results = driver.run()
     except KeyboardInterrupt:
-        again = f"tinylora sweep {sweep}" + (f" --out {out}" if out else "")
+        again = shell_line("tinylora", "sweep", sweep, *(["--out", out] if out else []))
         say(f"tinylora: interrupted; go on with: {again}")
         raise typer.Exit(130) from None
     if as_json:
         print_json(results)
     else:
         print(format_results(results))
-        say(f"saved {folder / 'results.json'}; next: tinylora figure {folder / 'results.json'}")
+        say(f"saved {folder / 'results.json'}; next: {shell_line('tinylora', 'figure', folder / 'results.json')}")
     if results["failed"]:
         for one in results["failed"]:
             say(f"failed: {one['run']} ({one['stage']}, exit code {one['code']}), see {folder / one['run']}/talk.txt")

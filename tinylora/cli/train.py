@@ -12,6 +12,7 @@ from tinylora.cli.common import Json, Overrides, Trust, app, print_json, verb
 from tinylora.cli.inspect import print_inspection
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import shell_line
 
 if TYPE_CHECKING:
     from tinylora.training.train import TrainResult
@@ -44,6 +45,9 @@ def train(
         Control, typer.Option(help="Train on a control reward: format (right or wrong), or shuffled.")
     ] = Control.none,
     out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="What the run's folder is called, if not after the recipe.")
+    ] = "",
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -58,8 +62,10 @@ def train(
       tinylora train --resume runs/demo-001 --set train.steps=200
     """
     if resume is not None:
-        if recipe is not None or dry_run or control is not Control.none:
-            raise UserError("--resume goes on with a run as it is: give no recipe, --dry-run or --control with it")
+        if recipe is not None or dry_run or control is not Control.none or name:
+            raise UserError(
+                "--resume goes on with a run as it is: give no recipe, --dry-run, --control or --name with it"
+            )
         _settle(resume, trust)
         from tinylora.training.train import resume as resume_run
 
@@ -71,7 +77,10 @@ def train(
         if recipe is None:
             raise UserError("name a recipe, such as: tinylora train demo (tinylora recipes lists them)")
         from tinylora.config.recipe import load_recipe, recipe_name
+        from tinylora.system.folders import check_name
 
+        if name:
+            check_name(name, "--name")
         as_control = [] if control is Control.none else [f"train.control={control.value}"]
         config = load_recipe(recipe, [*(set_ or []), *as_control])
         if dry_run:
@@ -81,7 +90,7 @@ def train(
             return
         from tinylora.training.train import train as train_run
 
-        name = recipe_name(recipe) + ("" if control is Control.none else f"-{control.value}")
+        name = name or recipe_name(recipe) + ("" if control is Control.none else f"-{control.value}")
         before = _runs(out, name)
         with _resumable(lambda: next(iter(_runs(out, name) - before), None)):
             result = train_run(config, out=out, name=name, say=say)
@@ -110,7 +119,7 @@ def _resumable(run: Callable[[], Path | None]) -> Iterator[None]:
         if (folder := run()) is None:
             say("tinylora: interrupted before the run began; nothing was written")
         else:
-            say(f"tinylora: interrupted; go on with: tinylora train --resume {folder}")
+            say(f"tinylora: interrupted; go on with: {shell_line('tinylora', 'train', '--resume', folder)}")
         raise typer.Exit(130) from None
 
 
@@ -127,4 +136,5 @@ def _print_run(done: "TrainResult", as_json: bool) -> None:
 
         print(format_result(done.result))
         return
-    print(f"saved {done.v.numel():,} numbers in {done.run}; next: tinylora eval {done.run}, tinylora chat {done.run}")
+    then = ", ".join(shell_line("tinylora", word, done.run) for word in ("eval", "chat"))
+    print(f"saved {done.v.numel():,} numbers in {done.run}; next: {then}")

@@ -21,6 +21,7 @@ from tinylora.config.schema import (
 )
 from tinylora.config.toml_text import parse_toml, read_toml
 from tinylora.errors import BACKSLASH, UserError
+from tinylora.system.folders import folder_name
 from tinylora.tasks.sets.public_sets import fill_in
 
 
@@ -45,8 +46,8 @@ def _resolve(table: dict[str, Any]) -> RunConfig:
 
 
 def recipe_name(name_or_path: str) -> str:
-    """What runs of a recipe are called after: gsm8k-0.5b, or mine for folder/mine.toml."""
-    return Path(name_or_path).name.removesuffix(".toml")
+    """What runs of a recipe are called after: gsm8k-0.5b, or my-task for "folder/my task.toml"."""
+    return folder_name(Path(name_or_path).name.removesuffix(".toml"))
 
 
 def _find(name_or_path: str) -> Path:

@@ -1,13 +1,13 @@
 """Every setting of a run, as frozen dataclasses: the string under a field is its help, a default is written once."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Literal
 
 from tinylora.adapter.config import AdapterConfig
 from tinylora.config.algorithms import ALGORITHMS, AlgorithmName
 from tinylora.config.method import MethodConfig
-from tinylora.errors import check_path, require, require_at_least
+from tinylora.errors import check_path, check_text, require, require_at_least
 from tinylora.tasks.config import PromptConfig, TaskConfig
 
 
@@ -238,6 +238,10 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        for section in fields(self):
+            held = getattr(self, section.name)
+            inner = {one.name: getattr(held, one.name) for one in fields(held)} if is_dataclass(held) else held
+            check_text(section.name, inner)
         finite = all(math.isfinite(weight) for weight in self.reward.values())
         useful = finite and any(weight != 0 for weight in self.reward.values())
         own = self.method.name == "tinylora" or self.adapter.basis != "gradient"

@@ -5,6 +5,7 @@ from typing import Any
 
 from tinylora.evaluation.lengths import randoms_in_words
 from tinylora.rollouts.prompts import BUDGET_FACTOR
+from tinylora.talk import shell_line
 
 LEVEL = 0.05
 
@@ -216,7 +217,7 @@ def format_result(result: dict[str, Any]) -> str:
     if result["primary"]["p_value"] < 0.05 and result["primary"]["difference"] > 0:
         lines.append(
             "Not yet held against the best of many random vectors, which may do as well: "
-            f"tinylora eval {result['run']} --controls"
+            + shell_line("tinylora", "eval", result["run"], "--controls")
         )
     return "\n".join(lines)
 

@@ -32,6 +32,7 @@ from tinylora.reporting.run_files import (
     read_json,
     well_formed,
 )
+from tinylora.talk import shell_line
 
 BEST = "adapter.safetensors"
 MEASURES = ("strict", "value_only", "answered", "stopped")
@@ -168,7 +169,7 @@ def _check_numbers(path: Path, told: Mapping[str, Any] | None, norm: float | Non
     if norm is None or not isinstance(said, (int, float)) or math.isclose(said, norm, rel_tol=1e-4, abs_tol=1e-9):
         return
     then = "make it again with: tinylora eval RUN --controls" if path.name == EVIDENCE else (
-        f"go on with: tinylora train --resume {path.parent}"
+        f"go on with: {shell_line('tinylora', 'train', '--resume', path.parent)}"
     )  # fmt: skip
     raise UserError(
         f"{path} is of other numbers than the run's {BEST} (norm {said:.4g} there, {norm:.4g} here), such as those "

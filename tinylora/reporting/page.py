@@ -11,7 +11,6 @@ import io
 import math
 import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from tinylora.reporting.report import Pool, RunFacts, differing_settings, finite
 from tinylora.reporting.run_files import AGAIN
 from tinylora.reporting.samples import Pair, random_pairs, regressions, shown
 from tinylora.system.files import write_atomically
-from tinylora.talk import format_duration
+from tinylora.talk import format_duration, shell_line
 
 NOT_EVALUATED = "Nothing was evaluated on held-out test items, so nothing can be said about a gain."
 NOT_MEASURED = "not measured"
@@ -197,7 +196,7 @@ def _section(run: RunFacts, page: Path, samples: int, seed: int) -> Section:
         reasons=" ".join(rest),
         random=random_pairs(sides, samples, seed) if sides is not None else [],
         lost=regressions(sides, samples) if sides is not None else [],
-        shell_path=shlex.quote(str(run.path)),
+        shell_path=shell_line(run.path),
         commands=_commands(run),
         items_link=_link(items, page) if items is not None else "",
     )
@@ -208,9 +207,12 @@ def _link(file: Path, page: Path) -> str:
 
 
 def _commands(run: RunFacts) -> list[str]:
-    path, config = shlex.quote(str(run.path)), shlex.quote(str(run.path / "config.toml"))
-    count = f" --num-items {run.evaluation.num_items}" if run.evaluation is not None else ""
-    return [f"tinylora train {config}", f"tinylora eval {path} --controls{count}", f"tinylora report {path}"]
+    count = ["--num-items", run.evaluation.num_items] if run.evaluation is not None else []
+    return [
+        shell_line("tinylora", "train", run.path / "config.toml"),
+        shell_line("tinylora", "eval", run.path, "--controls", *count),
+        shell_line("tinylora", "report", run.path),
+    ]
 
 
 def _verdict(sections: Sequence[Section], pooled: Sequence[Pool]) -> str:

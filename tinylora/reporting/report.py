@@ -24,6 +24,7 @@ from tinylora.reporting.run_files import read_json
 from tinylora.reporting.samples import shown
 from tinylora.store.run_folder import SKIPPED, RunFolder
 from tinylora.system.jsonl import read_jsonl
+from tinylora.talk import shell_line
 
 POOLED_MEASURES = ("strict", "value_only")
 _SEEDS_AND_MACHINE = {
@@ -128,7 +129,8 @@ def read_run(path: Path, label: str) -> RunFacts:
     metrics = [row for row in read_jsonl(folder.metrics_path) if isinstance(row.get("step"), int)]
     if not any(row["step"] > 0 for row in metrics):
         raise UserError(
-            f"{path} has no finished step, so there is nothing to report; go on with: tinylora train --resume {path}"
+            f"{path} has no finished step, so there is nothing to report; go on with: "
+            + shell_line("tinylora", "train", "--resume", path)
         )
     evaluation = read_evaluation(path)
     account = dict(evaluation.account) if evaluation is not None else {}

@@ -24,6 +24,7 @@ from tinylora.models.bases import lookup, read_name
 from tinylora.models.fingerprint import Fingerprint
 from tinylora.store.adapter_file import BEST, load_facts, load_vector
 from tinylora.store.own import is_own, unsettled
+from tinylora.talk import shell_line
 
 SUFFIX = ".tinylora"
 MOST_FILE_BYTES = 2**27
@@ -217,7 +218,8 @@ def _open_folder(path: Path) -> Adapter:
             raise UserError(f"{path} holds several adapters ({', '.join(f.name for f in found[:5])}); name one of them")
         return open_adapter(found[0])
     if (path / "adapter_config.json").is_file():
-        raise UserError(f"{path} holds a PEFT adapter; import it first: tinylora import {path} --model BASE -o FILE")
+        first = shell_line("tinylora", "import", path, "--model", "BASE", "-o", "FILE")
+        raise UserError(f"{path} holds a PEFT adapter; import it first: {first}")
     raise UserError(f"{path} holds no adapter (looked for {BEST} and *{SUFFIX}); train one with: tinylora train demo")
 
 

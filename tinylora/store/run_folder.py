@@ -31,6 +31,7 @@ from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
 from tinylora.store.checkpoint import CHECKPOINT_NAME, Checkpoint, Corrupt, number_of, pack, unpack
 from tinylora.system.files import disk_in_words, flush, no_room_is_a_user_error, write_atomically
+from tinylora.system.folders import check_name
 
 logger = logging.getLogger("tinylora")
 
@@ -59,8 +60,7 @@ class RunFolder:
         Raises: UserError for a name that is no folder name, a root that cannot be written to, or a full disk (no
         half-made folder is left).
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise UserError(f"a run's name must be letters, digits, '.', '_' or '-', got {name!r}")
+        check_name(name, "a run's name")
         with disk_in_words(root):
             root.mkdir(parents=True, exist_ok=True)
             pattern = re.compile(re.escape(name) + r"-(\d+)")

@@ -34,7 +34,7 @@ from tinylora.sweeps.state import (
 )
 from tinylora.system.environment import today
 from tinylora.system.progress import Bar
-from tinylora.talk import Say
+from tinylora.talk import Say, shell_line
 
 NOTHING = RunState(folder=Path(), run=None)
 """The state of a run that nobody has looked at."""
@@ -287,7 +287,7 @@ class Driver:
             state = self.states[job.run.path] = write_state(replace(state, failure=None))
         words = self._words(job)
         talk = (state.folder / TALK).open("ab")
-        talk.write(f"$ tinylora {' '.join(words)}\n".encode())
+        talk.write(f"$ {shell_line('tinylora', *words)}\n".encode())
         talk.flush()
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(

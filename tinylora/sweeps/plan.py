@@ -32,6 +32,7 @@ from tinylora.config.run import RunConfig
 from tinylora.config.schema import closest, diff_configs, dump_config
 from tinylora.config.toml_text import read_toml
 from tinylora.errors import UserError
+from tinylora.system.folders import check_name
 
 Value = str | int | float | bool
 TOP = ("recipe", "set", "seeds", "projection_seeds", "evaluate", "choose", "cell")
@@ -185,8 +186,7 @@ def _sweep(table: dict[str, Any], path: Path) -> Sweep:
         if cell.name.casefold() in seen:  # folders of one name, on some disks
             raise UserError(f"two cells are named {cell.name!r}; a cell's name is its folder, so give each its own")
         seen.add(cell.name.casefold())
-    # Run folders are called after it; "sweep.toml" is the folder's own.
-    name = re.sub(r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]", "-", recipe_name(recipe)).lstrip("-") or "recipe"
+    name = recipe_name(recipe)  # run folders are called after it; "sweep.toml" is the folder's own
     sweep = Sweep(
         name="sweep-recipe" if name == "sweep" else name, base=base, num_items=num_items, cells=cells, set=changes
     )
@@ -215,8 +215,9 @@ def _check_cell(sweep: Sweep, cell: Cell) -> None:
 
 def _cell(table: dict[str, Any], sweep_wide: dict[str, Any], number: int) -> Cell:
     name = table.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if not isinstance(name, str):
         raise UserError(f"cell {number} needs a name of letters, digits, '.', '_' or '-', got {name!r}")
+    check_name(name, f"the name of cell {number}")
     where = f"cell {name!r}: "
     try:
         _only(table, OF_CELL, "key")

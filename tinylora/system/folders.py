@@ -1,12 +1,40 @@
 """Folders for other tools: whole or not at all, and never over something that is not ours to replace."""
 
 import os
+import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
 from tinylora.errors import UserError
+
+LONGEST_NAME = 100
+"""Characters of a name that is given to a folder; file systems take 255 bytes, and numbers and endings follow."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def folder_name(text: str, otherwise: str = "run") -> str:
+    """A folder's name made of any text: letters without their accents, digits, and a dash for what lies between.
+
+    >>> [folder_name(text) for text in ("gsm8k-0.5b", "my task", "Übung (2)", "日本")]
+    ['gsm8k-0.5b', 'my-task', 'Ubung-2', 'run']
+    """
+    if _NAME.fullmatch(text) and len(text) <= LONGEST_NAME:
+        return text
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return re.sub(r"[^A-Za-z0-9._]+", "-", plain)[:LONGEST_NAME].strip("-._") or otherwise
+
+
+def check_name(name: str, what: str) -> None:
+    """Raises: UserError for a name that no folder gets here."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{what} must be letters, digits, '.', '_' or '-', got {name[:LONGEST_NAME]!r}")
+    if len(name) > LONGEST_NAME:
+        raise UserError(
+            f"{what} must have at most {LONGEST_NAME} characters, as it is a folder's, got {len(name)}: {name[:40]}..."
+        )
 
 
 def check_folder(folder: Path) -> None:

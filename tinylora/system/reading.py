@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from tinylora.errors import UserError
-from tinylora.talk import command, format_bytes
+from tinylora.talk import format_bytes, shell_line
 
 MOST_SETTINGS_BYTES = 16 * 2**20
 """Of a recipe, a sweep, or a configuration in JSON."""
@@ -100,7 +100,7 @@ def _skip_mark(file: "IO[bytes] | gzip.GzipFile", path: Path) -> None:
             raise UserError(f"{path} is {what}, not text; unpack or convert it first")
     wide = (head + b"\1\1")[:2]
     if wide in (b"\xff\xfe", b"\xfe\xff") or (0 in wide and any(wide)):
-        again = command("iconv", "-f", "UTF-16", "-t", "UTF-8", str(path))
+        again = shell_line("iconv", "-f", "UTF-16", "-t", "UTF-8", str(path))
         raise UserError(f"{path} is UTF-16 text, as Windows writes it; save it as UTF-8, such as by: {again} > NEW")
 
 

@@ -32,8 +32,9 @@ from tinylora.store.own import is_own, remember_own, settle_run
 from tinylora.store.run_folder import SKIPPED, RunFolder
 from tinylora.system.environment import collect_environment, numeric_differences
 from tinylora.system.files import disk_in_words, write_atomically
+from tinylora.system.folders import check_name
 from tinylora.system.jsonl import read_jsonl
-from tinylora.talk import Say, say_to_stderr
+from tinylora.talk import Say, say_to_stderr, shell_line
 from tinylora.tasks.base import Task
 from tinylora.training.algorithm import Algorithm
 from tinylora.training.gradient_basis import with_gradient_basis
@@ -74,6 +75,7 @@ def train(
 
     Raises: UserError for settings that cannot work, before anything is written; during the run, see `grpo_step`.
     """
+    check_name(name, "a run's name")
     check_memory(config, say)
     runtime = open_runtime(config, task=task or True, say=say)
     _check(runtime, say)
@@ -232,7 +234,8 @@ def _save(runtime: Runtime, state: State, folder: RunFolder, fingerprint: str, s
     kept = chosen.detach().cpu().clone()
     save_vector(folder.path / LAST, state.v, config, {"step": state.step, **facts})
     save_vector(folder.path / BEST, chosen, config, {"step": chosen_step, "kept": config.train.keep, **facts})
-    say(f"saved {folder.path / BEST} ({config.train.keep} v, step {chosen_step}); next: tinylora chat {folder.path}")
+    then = shell_line("tinylora", "chat", folder.path)
+    say(f"saved {folder.path / BEST} ({config.train.keep} v, step {chosen_step}); next: {then}")
     _say_if_nothing_was_gained(state, config, folder, say)
     if isinstance(adapter, MethodAdapter) and config.method.name in THROUGH_PEFT:
         write_peft_adapter(folder.path / "peft", adapter, kept, base_name=config.model.name)
@@ -240,7 +243,7 @@ def _save(runtime: Runtime, state: State, folder: RunFolder, fingerprint: str, s
     if "basis_check" in facts and config.method.name == "tinylora" and config.adapter.basis != "gradient":
         data = open_adapter(folder.path / BEST).to_portable().to_bytes()
         write_atomically(folder.path / PORTABLE, data)
-        as_text = f"; as text: tinylora encode {folder.path}" if fits_a_code(data) else ""
+        as_text = f"; as text: {shell_line('tinylora', 'encode', folder.path)}" if fits_a_code(data) else ""
         say(f"and as {len(data)} bytes: {folder.path / PORTABLE}{as_text}")
     return kept
 
@@ -297,7 +300,7 @@ def _announce(runtime: Runtime, folder: RunFolder, say: Say) -> None:
         say(f"task {runtime.task.name}: {runtime.task.describe()}")
     say(
         f"run folder {folder.path}; {config.model.device}, {config.model.dtype}, {config.train.num_threads} threads; "
-        f"Ctrl-C stops, tinylora train --resume {folder.path} goes on"
+        f"Ctrl-C stops, {shell_line('tinylora', 'train', '--resume', folder.path)} goes on"
     )
 
 

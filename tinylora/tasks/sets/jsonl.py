@@ -13,7 +13,7 @@ from typing import Any
 from tinylora.errors import UserError
 from tinylora.system.reading import read_lines, read_text
 from tinylora.system.strict_json import DECODER, parse_json
-from tinylora.talk import command
+from tinylora.talk import shell_line
 from tinylora.tasks.base import SPLITS, Item, Split, shorten
 from tinylora.tasks.sets.forms import as_question
 from tinylora.tasks.split import question_id
@@ -57,7 +57,7 @@ def _from_table(path: Path) -> str:
         + ("','" if path.suffix.lower() == ".csv" else "chr(9)")
         + ")]"
     )
-    return f"write it as JSONL, such as by: {command('python', '-c', code, path)} > {path.stem}.jsonl"
+    return f"write it as JSONL, such as by: {shell_line('python', '-c', code, path)} > {path.stem}.jsonl"
 
 
 def _parse(where: str, line: bytes) -> Any:
