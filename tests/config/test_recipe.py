@@ -271,7 +271,7 @@ def test_dump_then_load_is_exact(tmp_path: Path) -> None:
     untouched = {row.key for row in describe_fields()} - {
         t for key in touched for t in (key, ".".join(key.split(".")[:2]))
     }
-    assert untouched <= {"generation.backend", "prompt.date", "prompt.template", "reward"}, untouched
+    assert untouched <= {"generation.backend", "prompt.date", "prompt.template", "reward", "task.skip"}, untouched
 
 
 def test_dump_holds_every_field() -> None:

@@ -196,10 +196,22 @@ def test_variables_reach_the_template_everywhere(tiny_folder: Path, tmp_path: Pa
     assert open_adapter(run).settings().prompt.template_variables == {"enable_thinking": True}
 
 
+def test_a_variable_that_the_template_does_not_read_is_refused(base: BaseModel) -> None:
+    base.tokenizer.chat_template = "{% if enable_thinking %}<think>{% endif %}** | random **" + CHAT_TEMPLATE
+    assert encode_prompt(base, USER, handed=Handed(variables={"enable_thinking": True}))
+    with pytest.raises(UserError, match="does not read 'enable_thinkng', .* did you mean 'enable_thinking'"):
+        encode_prompt(base, USER, handed=Handed(variables={"enable_thinkng": False}))
+
+
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "tokenize", "strftime_now"])
 def test_variables_with_a_meaning_of_their_own_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"template_variables must be .*{name}"):
         PromptConfig(template_variables={name: True})
+
+
+def test_variables_are_set_on_the_command_line() -> None:
+    config = apply_overrides(RunConfig(), ["prompt.template_variables.enable_thinking=false", "prompt.date=2026-01-30"])
+    assert config.prompt.template_variables == {"enable_thinking": False} and config.prompt.date == "2026-01-30"
 
 
 @pytest.mark.parametrize("day", ["yesterday", "2026-02-30", "20260101", "2026-01-01T00:00"])
@@ -235,6 +247,10 @@ def test_named_templates_without_a_default_are_a_sentence_and_can_be_named(base:
         ("{{ strftime_now(3) }}", "TypeError"),
         ("{% for x in %}", "refuses these turns"),
         ("{{ undefined_function() }}", "refuses these turns"),
+        ("{{ 10 ** 10 ** 10 }}", "computes powers"),
+        ("{{ messages[0].content | random }}", "draws at random"),
+        ("{{ lipsum(n=1) }}", "draws at random"),
+        ("{{ 'ab' * 9999999 }}", "refuses these turns .* makes 19,999,998 characters"),
         ("{{ messages.__class__.__mro__ }}", "refuses these turns"),
     ],
 )

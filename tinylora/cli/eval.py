@@ -158,10 +158,13 @@ def _check_files(items: Path | None, untrained: Path | None, *, is_plain: bool) 
 def _open(opened: "Adapter", config: "RunConfig", other_base: bool) -> "Runtime":
     from tinylora.evaluation.settings import check_held_out
     from tinylora.rollouts.runtime import open_runtime
+    from tinylora.rollouts.skipped import skipped_in_words
 
     runtime = open_runtime(config, say=say, on=opened, other_base=other_base)
     if opened.run is not None:
         check_held_out(opened.run, config, runtime.task.items("test"), say, is_own=opened.is_own)
+    if skipped := skipped_in_words(runtime.task, "test"):
+        say(skipped)
     return runtime
 
 

@@ -5,9 +5,12 @@ for ever; what comes of that is one sentence.
 """
 
 import datetime
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tinylora.errors import UserError
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 """Time of one rendering, which takes a ten-thousandth of that."""
+MOST_CHARACTERS = 2**20
+"""Of a prompt, beside some times what it is made of."""
 CLOCK = "strftime_now"
 """The function by which templates read the clock; transformers and others offer this one and no other."""
 _FLAGS = ("", "-", "_", "0", "^", "#")
@@ -66,6 +71,8 @@ def render(
     from jinja2.exceptions import TemplateError
 
     text = template_text(base, handed.name)
+    if refused := _refused(text, tuple(handed.variables)):
+        raise UserError(f"the chat template of {base.name} {refused}")
     given: dict[str, Any] = dict(handed.variables)
     if handed.name:
         given["chat_template"] = text
@@ -74,10 +81,14 @@ def render(
     if add_generation_prompt:
         given["add_generation_prompt"] = True
     messages = [dict(turn) for turn in turns]
+    most = MOST_CHARACTERS + 4 * len(turns) * sum(len(str(turn["content"])) for turn in turns)
     try:
-        return with_time_limit(
+        rendered = with_time_limit(
             SECONDS, lambda: str(base.tokenizer.apply_chat_template(messages, tokenize=False, **given))
         )
+        if len(rendered) > most:
+            raise TemplateError(f"it makes {len(rendered):,} characters of them")
+        return rendered
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise UserError(
@@ -127,6 +138,29 @@ def with_fixed_date(base: "BaseModel", prompt: PromptConfig) -> PromptConfig:
         return prompt
     date = (prompt.date or today()) if shows else ""
     return prompt if prompt.date == date else replace(prompt, date=date)
+
+
+@cache
+def _refused(text: str, variables: tuple[str, ...]) -> str:
+    """Why a template is not asked at all: it does what no limit holds, or does not read a variable. Empty if it is."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    for name in variables:
+        if not re.search(rf"\b{re.escape(name)}\b", text):
+            near = get_close_matches(name, set(re.findall(r"[A-Za-z_]\w+", text)), n=1, cutoff=0.7)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            return f"does not read {name!r}, which prompt.template_variables sets{hint}"
+    try:
+        tokens = [token for _, kind, token in Environment().lex(text) if kind in ("operator", "name")]
+    except TemplateSyntaxError:  # which is said when it is rendered
+        return ""
+    mend = "; mend it, or set prompt.chat=false to feed the plain text"
+    if "**" in tokens:  # one number of a million digits is a single step, which nothing interrupts
+        return f"computes powers (**), which may take for ever{mend}"
+    pairs = set(itertools.pairwise(tokens))
+    if ("|", "random") in pairs or ("lipsum", "(") in pairs:
+        return f"draws at random, so that one question has another prompt each time{mend}"
+    return ""
 
 
 def _clock(date: str) -> dict[str, str]:

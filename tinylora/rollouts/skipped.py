@@ -98,6 +98,16 @@ class TaskWithoutSkipped:
             raise UserError(f"task.skip names {', '.join(unknown)}, and no item of the task has such an id")
 
 
+def skipped_in_words(task: Task, split: Split) -> str:
+    """A sentence about what task.skip leaves out of a split; empty if that is nothing."""
+    found = task.skipped(split) if isinstance(task, TaskWithoutSkipped) else ()
+    if not found:
+        return ""
+    shown = "; ".join(f"{one.item.id[:12]} ({one.why})" for one in found[:3])
+    more = f"; and {len(found) - 3:,} more" if len(found) > 3 else ""
+    return f"task.skip leaves out {len(found):,} {split} items: {shown}{more}"
+
+
 def data_order(task: Task, seed: int) -> DataOrder:
     """The order in which training takes a task's items; skipped ones keep their places in it."""
     if isinstance(task, TaskWithoutSkipped):

@@ -4,6 +4,7 @@ from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.learner.learner import Row
+from tinylora.models.control import found_in
 from tinylora.rollouts.order import DataOrder
 from tinylora.rollouts.runtime import Runtime
 from tinylora.talk import Say
@@ -52,6 +53,11 @@ def check_references(runtime: Runtime, say: Say) -> None:
         )
     if right < len(items):
         say(f"only {right} of the first {len(items)} reference replies are right by the task's own scorer")
+    if tokens := list(dict.fromkeys(token for reply in every for token in found_in(runtime.base, reply))):
+        say(
+            f"reference replies hold {', '.join(tokens)}, control tokens of {runtime.base.name}, which are learned as "
+            "such; the token that ends a reply is put behind it in any case"
+        )
     longest = max(map(len, runtime.references(task.items("train"))))
     if longest > config.generation.max_new_tokens:
         say(
