@@ -145,8 +145,9 @@ def test_a_question_is_asked_on_a_terminal(stranger: Callable[..., Path], monkey
     monkeypatch.setattr("tinylora.store.own.ask_on_terminal", lambda text: answer(text, True))
     tinylora("eval", folder, "--num-items", "1", code=0)
     assert (folder / "ran").exists()
-    tinylora("eval", folder, "--num-items", "1", code=0)
+    said = tinylora("eval", folder, "--num-items", "1", code=0)
     assert len(questions) == 2  # the answer holds
+    assert said.count(f"scoring runs Python as you, without isolation: score of {folder / 'helper.py'}") == 1
 
 
 def test_what_is_shown_of_a_stranger_is_plain_ascii(stranger: Callable[..., Path]) -> None:
@@ -172,8 +173,18 @@ def test_own_runs_stay_own_moved_and_copied(
     there = tmp_path / "unzipped"  # another module of that name is no own code
     there.mkdir()
     (there / "helper.py").write_text(WITNESS)
+    (there / "other.py").write_text("import os")
     monkeypatch.chdir(there)
     assert not is_own(load_vector(moved)[1])
+    monkeypatch.chdir(tmp_path)
+    assert is_own(load_vector(moved)[1])  # which takes down what code there is by now
+    project = tmp_path / "project"  # but the whole folder, code and all, may move
+    shutil.copytree(tmp_path, project, ignore=lambda _, names: [one for one in names if one == "project"])
+    shutil.copytree(moved, project / "runs" / "run-001", dirs_exist_ok=True)
+    monkeypatch.chdir(project)
+    assert is_own(load_vector(project / "runs" / "run-001")[1])
+    (project / "helper.py").write_text(WITNESS + "# edited, as one's own code may be\n")
+    assert is_own(load_vector(project / "runs" / "run-001")[1])
     monkeypatch.chdir(tmp_path)
     a_stranger()
     assert not is_own(load_vector(moved)[1])

@@ -586,3 +586,16 @@ def test_random_vectors_in_words() -> None:
 def test_a_prompt_table_with_a_mistake_is_refused(table: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"eval\.prompts\[0\] has .* allowed: name"):
         prompt_candidates(tiny_config("x", eval={"prompts": (table,)}))
+
+
+@pytest.mark.parametrize("left", [None, b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, "folder"])
+def test_a_run_without_its_environment_goes_on(tiny_folder: Path, tmp_path: Path, left: object) -> None:
+    run = start(tiny_folder, tmp_path / "runs", train={"steps": 1}).run
+    (run / "environment.json").unlink()
+    if isinstance(left, bytes):
+        (run / "environment.json").write_bytes(left)
+    elif left == "folder":
+        (run / "environment.json").mkdir()
+    said: list[str] = []
+    assert resume(run, ["train.steps=2"], task=ByteTask(), say=said.append).steps == 2
+    assert sum("environment.json is missing or damaged" in line for line in said) == 1

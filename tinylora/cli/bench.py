@@ -8,6 +8,7 @@ import typer
 from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import show
 
 
 @app.command()
@@ -55,7 +56,7 @@ def bench(
     if as_json:
         print_json(dataclasses.asdict(result))
     else:
-        print(format_bench(result))
+        show(format_bench(result))
 
 
 def _batches(text: str) -> tuple[int, ...]:

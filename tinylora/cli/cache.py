@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tinylora.cli.common import Json, app, print_json, verb
+from tinylora.talk import show
 
 
 @app.command()
@@ -30,16 +31,16 @@ def cache(
         if as_json:
             print_json({"folder": str(cache_dir()), "freed_bytes": freed})
         else:
-            print(f"freed {freed / 1e6:,.1f} MB in {cache_dir()}")
+            show(f"freed {freed / 1e6:,.1f} MB in {cache_dir()}")
         return
     entries = cache_report()
     if as_json:
         print_json({"folder": str(cache_dir()), "entries": [dataclasses.asdict(entry) for entry in entries]})
         return
-    print(f"{cache_dir()} ($TINYLORA_CACHE moves it)")
+    show(f"{cache_dir()} ($TINYLORA_CACHE moves it)")
     for entry in entries:
-        print(f"  {entry.kind:<12} {entry.total_bytes / 1e6:>9,.1f} MB  {entry.num_files:>4} files  {entry.about}")
-    print(f"  {'total':<12} {sum(entry.total_bytes for entry in entries) / 1e6:>9,.1f} MB")
+        show(f"  {entry.kind:<12} {entry.total_bytes / 1e6:>9,.1f} MB  {entry.num_files:>4} files  {entry.about}")
+    show(f"  {'total':<12} {sum(entry.total_bytes for entry in entries) / 1e6:>9,.1f} MB")
 
 
 @app.command()
@@ -62,7 +63,7 @@ def recipes(as_json: Json = False) -> None:
         return
     width = max((len(name) for name in found), default=0)
     for name, about in found.items():
-        print(f"{name:<{width}}  {about}")
+        show(f"{name:<{width}}  {about}")
 
 
 def _first_comment(path: Path) -> str:

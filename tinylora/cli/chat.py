@@ -11,6 +11,7 @@ from tinylora.cli.adapters import open_named
 from tinylora.cli.common import Json, OtherBase, Overrides, Trust, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import show
 
 
 @app.command()
@@ -73,7 +74,7 @@ def chat(
                 continue
             pairs.append(pair.to_json())
             if not as_json:
-                print(format_pair(pair) + "\n", flush=True)
+                show(format_pair(pair) + "\n", flush=True)
     finally:  # also for Ctrl-C
         if as_json:
             print_json({"model": config.model.name, "adapter": opened.label, "replies": pairs})

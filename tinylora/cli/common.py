@@ -14,6 +14,7 @@ import typer.core
 from tinylora.errors import UserError, is_text
 from tinylora.system.files import NO_ROOM
 from tinylora.system.progress import bars
+from tinylora.talk import harmless
 from tinylora.talk import say_to_stderr as say
 
 _PLACES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -108,8 +109,13 @@ def verb(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(_plain(value), ensure_ascii=False, default=str))
+    """One JSON object on stdout; what would do something to a terminal stands in it as an escape, of the same value."""
+    text = json.dumps(_plain(value), ensure_ascii=False, default=str)
+    print("".join(one if harmless(one) == one else _escaped(one) for one in text) if harmless(text) != text else text)
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1] if ord(character) > 0x7F else f"\\u{ord(character):04x}"
 
 
 def _plain(value: Any) -> Any:

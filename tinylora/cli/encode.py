@@ -10,7 +10,7 @@ from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.store.describe import code_of, describe_json, describe_text
 from tinylora.talk import say_to_stderr as say
-from tinylora.talk import shell_line
+from tinylora.talk import shell_line, show
 
 if TYPE_CHECKING:
     from tinylora.store.adapter import Adapter
@@ -67,7 +67,7 @@ def encode(
             }
         )
         return
-    print(code or "(too long for a code; use the file)")
+    show(code or "(too long for a code; use the file)")
     rounding = f"; rounding changed the numbers by {100 * change:.2g} %" if portable.value_type == "bfloat16" else ""
     where = f", written to {out}" if out else ""
     characters = f", {len(code)} characters" if code else ""
@@ -102,7 +102,7 @@ def _encode_factors(opened: "Adapter", model: str, out: Path | None, as_json: bo
     if as_json:
         print_json(facts)
     else:
-        print(
+        show(
             f"{explicit.v.numel()} numbers with the factors of {len(explicit.modules)} modules: {len(data):,} bytes "
             f"in {out}"
         )
@@ -135,7 +135,7 @@ def decode(
     if as_json:
         print_json(describe_json(opened))
     else:
-        print(describe_text(opened))
+        show(describe_text(opened))
 
 
 def _no_short_form(opened: "Adapter") -> bytes:

@@ -8,6 +8,7 @@ import typer
 from tinylora.cli.common import Json, OtherBase, Overrides, Trust, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import show
 
 if TYPE_CHECKING:
     from tinylora.config.run import RunConfig
@@ -222,7 +223,7 @@ def _controls(
     runtime = _open(opened, config, other_base)
     evidence = gather_evidence(runtime, opened, folder, options, say, run=opened.folder)
     say(f"saved {folder / EVIDENCE_FILE} and, item by item, {folder / ITEMS_FILE}")
-    print_json(evidence) if as_json else print(format_evidence(evidence))
+    print_json(evidence) if as_json else show(format_evidence(evidence))
 
 
 def _samples(
@@ -234,7 +235,7 @@ def _samples(
         runtime, opened.v, label=opened.label, num_samples=count, temperature=temperature or 1.0, num_items=num_items,
         seed=seed, say=say,
     )  # fmt: skip
-    print_json({"model": runtime.config.model.name, **sampled.to_json()}) if as_json else print(sampled.text())
+    print_json({"model": runtime.config.model.name, **sampled.to_json()}) if as_json else show(sampled.text())
 
 
 def _compare(
@@ -260,7 +261,7 @@ def _compare(
     if as_json:
         print_json({"model": runtime.config.model.name, "adapter": opened.label, **compared.to_json()})
     else:
-        print(compared.text())
+        show(compared.text())
     if items is not None:
         replies = {"untrained": compared.untrained, "adapter": compared.adapter}
         write_items(items, replies, {"protocol": compared.protocol})

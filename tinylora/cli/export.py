@@ -11,6 +11,7 @@ from tinylora.cli.adapters import AdapterArgument, Model, load_base, put_on, wri
 from tinylora.cli.common import Json, OtherBase, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import show
 
 if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter
@@ -57,7 +58,7 @@ def export(
     if as_json:
         print_json({"adapter": opened.label, "to": to, "out": str(out), **facts})
         return
-    print(facts["text"])
+    show(facts["text"])
 
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -174,7 +175,7 @@ def import_(
     if as_json:
         print_json(facts)
     else:
-        print(
+        show(
             f"{explicit.v.numel()} numbers with the factors of {len(explicit.modules)} modules, rank {explicit.rank}: "
             f"{len(data):,} bytes in {out}"
         )

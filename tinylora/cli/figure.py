@@ -7,6 +7,7 @@ import typer
 
 from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import show
 
 
 @app.command()
@@ -31,5 +32,5 @@ def figure(
     if as_json:
         print_json({"files": [str(path) for path in done.files], "caption": done.caption, "not_run": done.not_run})
         return
-    print(done.caption)
+    show(done.caption)
     say("saved " + ", ".join(str(path) for path in done.files))

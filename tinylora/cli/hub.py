@@ -10,7 +10,7 @@ from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.cli.export import write_export
 from tinylora.errors import UserError
 from tinylora.store.describe import describe_json, describe_text
-from tinylora.talk import shell_line
+from tinylora.talk import shell_line, show
 
 if TYPE_CHECKING:
     from tinylora.store.adapter import Adapter
@@ -29,7 +29,7 @@ def card(
     Examples:
       tinylora card runs/demo-001
     """
-    print(_card(adapter, model, licence)[0], end="")
+    show(_card(adapter, model, licence)[0], end="")
 
 
 def _card(reference: str, model: str, licence: str) -> tuple[str, "Adapter"]:
@@ -87,7 +87,7 @@ def push(
     if as_json:
         print_json({"repo": repo, "address": address, "uploaded": dry_run is None})
     else:
-        print(f"{'wrote' if dry_run is not None else 'uploaded to'} {address}")
+        show(f"{'wrote' if dry_run is not None else 'uploaded to'} {address}")
 
 
 def _hub_folder(folder: Path, text: str, opened: "Adapter", model: str, also: str) -> None:
@@ -135,5 +135,5 @@ def pull(
     if as_json:
         print_json({"folder": str(folder), **describe_json(opened)})
     else:
-        print(describe_text(opened))
-        print(f"in {folder}; next: {shell_line('tinylora', 'chat', folder)}")
+        show(describe_text(opened))
+        show(f"in {folder}; next: {shell_line('tinylora', 'chat', folder)}")

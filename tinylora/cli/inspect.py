@@ -8,6 +8,7 @@ import typer
 from tinylora.cli.common import Json, Overrides, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import show
 
 if TYPE_CHECKING:
     from tinylora.config.run import RunConfig
@@ -66,7 +67,7 @@ def inspect(
         if as_json:
             print_json(describe_json(opened))
         else:
-            print(describe_text(opened))
+            show(describe_text(opened))
         return
     if landscape and weights is False:
         raise UserError("--landscape needs the weights; leave --shapes out")
@@ -86,7 +87,7 @@ def inspect(
         if as_json:
             print_json({"model": model, "recipe": name, "rows": [dataclasses.asdict(row) for row in rows]})
         else:
-            print(format_landscape(rows))
+            show(format_landscape(rows))
         return
     print_inspection(runtime.config, *inspect_weights(runtime, say), as_json=as_json)
 
@@ -108,5 +109,5 @@ def print_inspection(config: "RunConfig", found: "Inspection", speed: "Speed", p
         inspected["memory"]["total"] = found.memory.total
         print_json({**inspected, "speed": dataclasses.asdict(speed), "plan": dataclasses.asdict(plan)})
     else:
-        print(format_inspection(found, config.adapter))
-        print(format_plan(speed, plan))
+        show(format_inspection(found, config.adapter))
+        show(format_plan(speed, plan))

@@ -11,6 +11,7 @@ from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.store.describe import code_of, describe_json
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import show
 
 
 @app.command()
@@ -33,10 +34,10 @@ def diff(a: AdapterArgument, b: AdapterArgument, as_json: Json = False) -> None:
         print_json({"a": one.label, "b": two.label, **dataclasses.asdict(found)})
         return
     group, place, x, y = found.largest
-    print(
+    show(
         f"|a| = {found.norm_a:.4g}, |b| = {found.norm_b:.4g}, |a - b| = {found.distance:.4g}, cosine {found.cosine:.4f}"
     )
-    print(f"largest difference: tie group {group}, number {place}: {x:+.5g} and {y:+.5g}")
+    show(f"largest difference: tie group {group}, number {place}: {x:+.5g} and {y:+.5g}")
 
 
 @app.command()
@@ -73,7 +74,7 @@ def mix(
     if as_json:
         print_json({**describe_json(mixed), "code": code_of(data), "file": str(out) if out else None})
         return
-    print(code_of(data) or "(too long for a code; use the file)")
+    show(code_of(data) or "(too long for a code; use the file)")
     say(
         f"{mixed.label}: {mixed.v.numel()} numbers, |v| = {float(mixed.v.norm()):.4g}"
         + (f", written to {out}" if out else "")

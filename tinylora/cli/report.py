@@ -7,6 +7,7 @@ import typer
 
 from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.talk import say_to_stderr as say
+from tinylora.talk import show
 
 
 @app.command()
@@ -30,9 +31,11 @@ def report(
     from tinylora.reporting.page import write_report
 
     done = write_report(runs, out, samples=samples, seed=seed)
+    for note in done.notes:
+        say(note)
     if as_json:
         facts = {"report": str(done.path), "files": str(done.files), "bytes": done.num_bytes}
         print_json({**facts, "verdict": done.verdict})
         return
-    print(done.verdict)
+    show(done.verdict)
     say(f"saved {done.path} ({done.num_bytes:,} bytes); figures and their data in {done.files}")

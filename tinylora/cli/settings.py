@@ -9,6 +9,7 @@ import typer
 
 from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.errors import UserError
+from tinylora.talk import show
 
 if TYPE_CHECKING:
     from tinylora.config.help import FieldHelp, SectionHelp
@@ -38,7 +39,7 @@ def settings(
         print_json(_for_machines(found))
     else:
         width = min(max(shutil.get_terminal_size().columns, 50), 110)
-        print("\n\n".join("\n".join(_lines(section, width)) for section in found))
+        show("\n\n".join("\n".join(_lines(section, width)) for section in found))
 
 
 def _named(name: str, sections: "Sequence[SectionHelp]") -> "list[SectionHelp]":

@@ -13,7 +13,7 @@ from tinylora.cli.child import command
 from tinylora.cli.common import Json, Trust, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
-from tinylora.talk import shell_line
+from tinylora.talk import shell_line, show
 
 if TYPE_CHECKING:
     from tinylora.sweeps.driver import Driver
@@ -80,7 +80,7 @@ def sweep(
     if as_json:
         print_json(results)
     else:
-        print(format_results(results))
+        show(format_results(results))
         say(f"saved {folder / 'results.json'}; next: {shell_line('tinylora', 'figure', folder / 'results.json')}")
     if results["failed"]:
         for one in results["failed"]:
@@ -161,12 +161,12 @@ def _print_plan(plan: "Sweep", driver: "Driver", as_json: bool) -> None:
     if as_json:
         print_json({**_counts(plan, driver), "jobs": driver.jobs, "threads": driver.threads, "plan": rows})
         return
-    print(_head(plan, driver))
+    show(_head(plan, driver))
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         tried = "".join(f"; {key} of {', '.join(map(str, values))}" for key, values in row["choose"].items())
         runs_ = len(row["seeds"]) * len(row["projection_seeds"])
-        print(
+        show(
             f"  {row['name']:<{width}}  {row['method']} {row['algorithm']}, {row['trainings']} trainings of "
             f"{row['samples']:,} samples, {row['evaluated']}/{runs_} evaluated{tried}"
         )

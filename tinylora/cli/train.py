@@ -12,7 +12,7 @@ from tinylora.cli.common import Json, Overrides, Trust, app, print_json, verb
 from tinylora.cli.inspect import print_inspection
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
-from tinylora.talk import shell_line
+from tinylora.talk import shell_line, show
 
 if TYPE_CHECKING:
     from tinylora.training.train import TrainResult
@@ -134,7 +134,7 @@ def _print_run(done: "TrainResult", as_json: bool) -> None:
     if done.result is not None:
         from tinylora.evaluation.verdict import format_result
 
-        print(format_result(done.result))
+        show(format_result(done.result))
         return
     then = ", ".join(shell_line("tinylora", word, done.run) for word in ("eval", "chat"))
-    print(f"saved {done.v.numel():,} numbers in {done.run}; next: {then}")
+    show(f"saved {done.v.numel():,} numbers in {done.run}; next: {then}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from tinylora.cli.adapters import AdapterArgument, Model, load_base, put_on
 from tinylora.cli.common import Json, OtherBase, app, print_json, verb
 from tinylora.store.describe import describe_json, describe_text
+from tinylora.talk import show
 
 if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter
@@ -72,12 +73,12 @@ def verify(
             }
         )
         return
-    print(describe_text(opened))
-    print(verdict)
-    print(f"{'module':<44} {'group':>5} {'|dW|':>10} {'|dW|/|W|':>10}")
+    show(describe_text(opened))
+    show(verdict)
+    show(f"{'module':<44} {'group':>5} {'|dW|':>10} {'|dW|/|W|':>10}")
     for row in rows:
         relative = row.change / row.weight if row.weight else float("nan")
-        print(f"{row.module:<44} {row.tie_group:>5} {row.change:>10.4g} {relative:>10.2e}")
-    print(
+        show(f"{row.module:<44} {row.tie_group:>5} {row.change:>10.4g} {relative:>10.2e}")
+    show(
         f"{f'all {len(rows)} modules':<44} {'':>5} {total:>10.4g} {total / weights if weights else float('nan'):>10.2e}"
     )

@@ -31,7 +31,7 @@ from tinylora.evaluation.protocol import protocol_of
 from tinylora.evaluation.resumable import EVIDENCE_FILE, Condition, Store
 from tinylora.evaluation.settings import check_held_out, settings_for_eval
 from tinylora.evaluation.side_effects import neutral_text, text_effect
-from tinylora.evaluation.statistics.power import adjusted_p_values, smallest_effect
+from tinylora.evaluation.statistics.power import adjusted_p_values, smallest_json
 from tinylora.evaluation.statistics.scores import repetition
 from tinylora.evaluation.statistics.split_gain import split_gain
 from tinylora.evaluation.verdict import MOST_NUMBERS, evidence_verdict
@@ -49,7 +49,6 @@ from tinylora.tasks.base import Item
 from tinylora.tasks.build import build_task, say_what_runs
 
 FORMAT = 1
-ALPHA, POWER = 0.05, 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +211,6 @@ def assemble(
     for name, p in zip(against, adjusted_p_values([one["p_value"] for one in against.values()]), strict=True):
         against[name]["p_adjusted"] = p
     primary = against["untrained"]
-    discordant = (primary["won"] + primary["lost"]) / len(ids)
-    least = smallest_effect(len(ids), discordant, alpha=ALPHA, power=POWER)
     evidence: dict[str, Any] = {
         "format": FORMAT,
         **meta,
@@ -236,19 +233,7 @@ def assemble(
         ],
         "value_only": paired_json(untrained.replies, tuned.replies, "value_only"),
         "gain": asdict(split_gain(untrained.replies, tuned.replies)),
-        "smallest_effect": {
-            "difference": least,
-            "power": POWER,
-            "alpha": ALPHA,
-            "discordant": discordant,
-            "text": (
-                f"{len(ids):,} items, of which {100 * discordant:.1f} % changed, show a difference of "
-                f"{100 * least:.1f} points or more with a chance of {100 * POWER:.0f} %"
-                if least is not None
-                else f"{len(ids):,} items, of which {100 * discordant:.1f} % changed, are too few to show any "
-                f"difference with a chance of {100 * POWER:.0f} %"
-            ),
-        },
+        "smallest_effect": smallest_json(len(ids), (primary["won"] + primary["lost"]) / len(ids)),
         "side_effects": side_effects,
         "account": account,
     }

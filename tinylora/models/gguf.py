@@ -17,7 +17,6 @@ import json
 import math
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _convert(gguf: Path, folder: Path) -> None:
     _check_room(gguf, folder.parent)
-    print(f"unpacking {gguf.name} into {folder} (once)", file=sys.stderr)
+    say_to_stderr(f"unpacking {gguf.name} into {folder} (once)")
     prefix = f".convert-{folder.name}-"
     for leftover in folder.parent.glob(f"{prefix}*"):  # of a process that was killed; the lock is ours
         shutil.rmtree(leftover)

@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 
 from tinylora.reporting.samples import shown
+from tinylora.talk import harmless
 
 INK, SOFT, LINE, PAPER = "#1c2126", "#5c666f", "#d5dbe1", "#fdfefd"
 LIGHT = ("#1f66c1", "#bf5212", "#14805a", "#9a3f9c", "#b52d3a", "#7c6a0b", "#0e7d92", "#5a51c9")
@@ -53,7 +54,7 @@ class Figure:
         """The table with its line of names; None is an empty field, a float has every digit."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([self.columns, *self.rows])
+        writer.writerows([map(cell, row) for row in (self.columns, *self.rows)])
         return text.getvalue()
 
 
@@ -102,6 +103,19 @@ def draw_figure(
         name=name, title=title, caption=caption, section=section, columns=tuple(columns),
         rows=tuple(tuple(row) for row in rows), svg=inline_svg(svg.getvalue(), name, title), png=png.getvalue(),
     )  # fmt: skip
+
+
+def cell(value: Any) -> Any:
+    """A field of a CSV file: a text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    if not isinstance(value, str) or not value:
+        return value
+    value = harmless(value).replace("\n", "\u240a")
+    begins = value[0] == "\t" or value.lstrip()[:1] in tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}" if begins else value
+    return value
 
 
 def short(label: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tinylora.errors import UserError
+from tinylora.evaluation.recount import paired_from_counts, recount_evidence, recount_result
 from tinylora.evaluation.statistics.paired import PairedResult, Share, paired_result
 from tinylora.evaluation.statistics.power import adjusted_p_values, smallest_effect
 from tinylora.evaluation.statistics.scores import repetition
@@ -116,6 +117,8 @@ class Evaluation:
     sides: tuple[list[Row], list[Row]] | None
     """Items of the untrained model and of the adapter, in one order."""
     not_run: tuple[str, ...]
+    note: str = ""
+    """What the file says otherwise than its items, where that was put right."""
 
     def outcome(self, name: str) -> Outcome | None:
         """A condition by its name."""
@@ -130,17 +133,19 @@ def read_evaluation(run: Path) -> Evaluation | None:
     """
     evidence, result = read_json(run / EVIDENCE), read_json(run / RESULT)
     finals = read_items(run / "result_items.jsonl") if result is not None else {}
-    norm = _norm_of_adapter(run)
+    numbers = _numbers_of_adapter(run)
     for path, told in ((run / EVIDENCE, evidence), (run / RESULT, result)):
-        _check_numbers(path, told, norm)
+        _check_numbers(path, told, numbers)
     if evidence is not None:
         with well_formed(run / EVIDENCE):
             if evidence["format"] != 1:
                 raise UserError(f"{run / EVIDENCE} has format {evidence['format']}, this version reads 1; {AGAIN}")
             items = read_items(run / "evidence_items.jsonl")
+            evidence = recount_evidence(evidence, items)
             found = _evaluation(EVIDENCE, evidence, evidence["conditions"], items)
     elif result is not None:
         with well_formed(run / RESULT):
+            result = recount_result(result, finals)
             items = {GREEDY.get(name, name): rows for name, rows in finals.items()}
             found = _evaluation(RESULT, result, conditions_of_result(result), items)
     else:
@@ -148,25 +153,34 @@ def read_evaluation(run: Path) -> Evaluation | None:
     if result is None:
         return found
     with well_formed(run / RESULT):
+        result = recount_result(result, finals)
         sampled, temperature = _sampled(result, finals), (result.get("sampled") or {}).get("temperature")
         return replace(found, sampled=sampled, temperature=temperature)
 
 
-def _norm_of_adapter(run: Path) -> float | None:
-    """|v| of the run's adapter; None where its file is not there, cannot be read, or holds a large model's weights."""
+def _numbers_of_adapter(run: Path) -> tuple[int, float] | None:
+    """How many, and |v|, of the run's adapter; None where its file is not there, cannot be read, or holds a large
+    model's weights."""
     try:
         with safe_open(run / BEST, framework="numpy") as handle:
-            if math.prod(handle.get_slice("v").get_shape()) > 2**24:
+            count = math.prod(handle.get_slice("v").get_shape())
+            if count > 2**24:
                 return None
-            return float(np.linalg.norm(handle.get_tensor("v").astype(np.float64)))
+            return count, float(np.linalg.norm(handle.get_tensor("v").astype(np.float64)))
     except (SafetensorError, OSError, ValueError):
         return None
 
 
-def _check_numbers(path: Path, told: Mapping[str, Any] | None, norm: float | None) -> None:
+def _check_numbers(path: Path, told: Mapping[str, Any] | None, numbers: tuple[int, float] | None) -> None:
     """Raises: UserError if the file tells of other numbers, as it does when training went on after it was written."""
-    said = (told or {}).get("v_norm")
-    if norm is None or not isinstance(said, (int, float)) or math.isclose(said, norm, rel_tol=1e-4, abs_tol=1e-9):
+    if numbers is None:
+        return
+    count, norm = numbers
+    told = told or {}
+    if told.get("trained_numbers", count) != count:
+        raise UserError(f"{path} tells of {told['trained_numbers']} numbers, the run's {BEST} has {count}; {AGAIN}")
+    said = told.get("v_norm")
+    if not isinstance(said, (int, float)) or math.isclose(said, norm, rel_tol=1e-4, abs_tol=1e-9):
         return
     then = "make it again with: tinylora eval RUN --controls" if path.name == EVIDENCE else (
         f"go on with: {shell_line('tinylora', 'train', '--resume', path.parent)}"
@@ -208,6 +222,7 @@ def _evaluation(
         items_file=source.replace(".json", "_items.jsonl") if items else "",
         protocol=str(told.get("protocol", "")),
         verdict=str(told["verdict"]),
+        note=f"the verdict in {source} is not what its items give; what they give is shown" if told["restated"] else "",
         num_items=strict.base.total,
         outcomes=tuple(outcomes),
         paired=paired,
@@ -308,10 +323,7 @@ def _pair(base: list[Row], tuned: list[Row], measure: str) -> PairedResult:
 
 
 def _stored_pair(told: Mapping[str, Any]) -> PairedResult:
-    base, tuned = (Share(told[side]["correct"], told[side]["total"]) for side in ("base", "tuned"))
-    low, high = told["interval"]
-    numbers = {name: told[name] for name in ("won", "lost", "p_value", "difference")}
-    return PairedResult(base=base, tuned=tuned, interval=(low, high), **numbers)
+    return paired_from_counts("a comparison", told)
 
 
 def _share(rows: Sequence[Row], measure: str) -> Share:

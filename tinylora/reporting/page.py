@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from tinylora.errors import UserError
 from tinylora.reporting.charts import figures_of
-from tinylora.reporting.figures import DARK, LIGHT, Figure
+from tinylora.reporting.figures import DARK, LIGHT, Figure, cell
 from tinylora.reporting.outcomes import LABELS, MEASURES
 from tinylora.reporting.report import Pool, RunFacts, differing_settings, finite, pools, read_runs
 from tinylora.reporting.run_files import AGAIN
@@ -57,6 +57,8 @@ class Report:
     num_bytes: int
     files: Path
     """The folder with figures and data."""
+    notes: tuple[str, ...] = ()
+    """What files say otherwise than their items, where that was put right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,7 @@ class Numbers:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("run", "key", "value", "text"))
         for (run, key), (value, words) in self.rows.items():
-            writer.writerow((run, key, "" if value is None else repr(value), words))
+            writer.writerow((cell(run), cell(key), "" if value is None else repr(value), cell(words)))
         return text.getvalue()
 
 
@@ -136,7 +138,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None, *, samples: int
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the command line has a sentence for a full disk
         raise UserError(f"{page} cannot be written ({error.strerror}); choose another place with --out") from error
-    return Report(path=page, verdict=_verdict(sections, pooled), num_bytes=len(data), files=folder)
+    notes = tuple(f"{run.path}: {run.evaluation.note}" for run in runs if run.evaluation and run.evaluation.note)
+    return Report(path=page, verdict=_verdict(sections, pooled), num_bytes=len(data), files=folder, notes=notes)
 
 
 def render(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from tinylora.adapter.code import to_code
 from tinylora.config.algorithms import ALGORITHMS
+from tinylora.config.resume import check_as_begun
 from tinylora.config.run import RunConfig
 from tinylora.config.schema import to_table
 from tinylora.errors import UserError
@@ -132,6 +133,7 @@ def read_run(path: Path, label: str) -> RunFacts:
             f"{path} has no finished step, so there is nothing to report; go on with: "
             + shell_line("tinylora", "train", "--resume", path)
         )
+    _check_settings(path, config)
     evaluation = read_evaluation(path)
     account = dict(evaluation.account) if evaluation is not None else {}
     return RunFacts(
@@ -146,6 +148,16 @@ def read_run(path: Path, label: str) -> RunFacts:
         evaluation=evaluation,
         account=account if "training" in account else {"training": _training_account(metrics), **account},
     )
+
+
+def _check_settings(run: Path, config: RunConfig) -> None:
+    """Raises: UserError if config.toml is not what the run's adapter was trained under, by the adapter's own word."""
+    try:
+        with safe_open(run / "adapter.safetensors", framework="numpy") as handle:
+            began = str((handle.metadata() or {}).get("config", ""))
+    except (SafetensorError, OSError):
+        return  # no adapter yet, or none that can be read
+    check_as_begun(began, config, str(run / "config.toml"))
 
 
 def finite(value: Any) -> float | None:

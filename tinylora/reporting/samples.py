@@ -1,16 +1,14 @@
 """Replies for people to read: drawn at random, or the worst that got lost; hostile text made harmless to look at."""
 
 import random
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinylora.reporting.run_files import Row
+from tinylora.talk import harmless
 
 MOST_CHARACTERS = 1200
 """Of a text that is shown; the middle of a longer one is left out, with a count."""
-_JOINERS = {"\u200c", "\u200d"}
-"""Persian, Indic scripts and emoji cannot do without them, and they move nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,19 +49,7 @@ def shown(text: str, most: int = MOST_CHARACTERS) -> str:
     if len(text) > most:
         head, tail = most - most // 3, most // 3
         text = f"{text[:head]} [... {len(text) - head - tail:,} characters left out ...] {text[-tail:]}"
-    return "".join(_visible(character) for character in text.replace("\r\n", "\n"))
-
-
-def _visible(character: str) -> str:
-    if character in "\n\t" or character in _JOINERS:
-        return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp") or 0xFE00 <= code <= 0xFE0E
-    return f"[U+{code:04X}]" if hidden else character
+    return harmless(text)
 
 
 def random_pairs(sides: tuple[Sequence[Row], Sequence[Row]], count: int, seed: int) -> list[Pair]:

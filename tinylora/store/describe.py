@@ -3,6 +3,8 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from tinylora.talk import one_line
+
 if TYPE_CHECKING:
     from tinylora.store.adapter import Adapter
 
@@ -42,14 +44,16 @@ def describe_text(opened: "Adapter") -> str:
         lines.append("each is how far training moved a parameter of the method from its start")
     elif opened.config is not None:
         c = opened.config
+        targets = one_line(", ".join(c.targets))
         lines.append(
-            f"rank {c.rank}, u = {c.u}, {c.sharing(groups)}, targets {', '.join(c.targets)}, basis {c.basis}, "
+            f"rank {c.rank}, u = {c.u}, {c.sharing(groups)}, targets {targets}, basis {c.basis}, "
             f"seed {c.seed}: the factors are rebuilt from the base"
         )
     else:
         assert opened.explicit is not None
-        lines.append(f"brings the factors of {len(opened.explicit.modules)} modules along ({opened.explicit.origin})")
-    known = f" ({opened.base_name})" if opened.base_name else ""
+        origin = one_line(opened.explicit.origin)
+        lines.append(f"brings the factors of {len(opened.explicit.modules)} modules along ({origin})")
+    known = f" ({one_line(opened.base_name)})" if opened.base_name else ""
     if opened.fingerprint:
         lines.append(f"base {opened.fingerprint.hex()}{known or ', not seen on this machine'}")
     else:

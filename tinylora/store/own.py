@@ -3,8 +3,8 @@
 Own is what was made here. When a run begins, what its settings say beyond a stranger's list goes into the user's data
 folder, under a hash of it; settings that say the same later are the user's, wherever they lie: in the run, moved or
 copied, or in an adapter file. No folder and no file can bring such a mark along. Code that is looked up in the working
-folder (a scorer, a model's own code) is own in the folders in which it was used. What was made before there were marks,
-or on another machine, is taken in by `trust`.
+folder (a scorer, a model's own code) is own in the folders in which it was used, and where the same code lies. What was
+made before there were marks, or on another machine, is taken in by `trust`.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import fields
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -24,8 +25,9 @@ from tinylora.errors import UserError
 from tinylora.models.bases import has_been_seen
 from tinylora.system.files import replace_file
 from tinylora.system.paths import data_dir
-from tinylora.talk import Say
+from tinylora.talk import Say, one_line
 
+MOST_PLACES, MOST_ENTRIES, MOST_BYTES = 40, 5000, 20_000_000
 Ask = Callable[[str], bool | None]
 """A question with a yes or a no; None where there is nobody to ask."""
 
@@ -36,7 +38,15 @@ def is_own(config: RunConfig) -> bool:
     if not said:
         return True
     known, place = _places(said), _place(config)
-    return bool(known) and (place in known or not place)
+    if not known or not place:
+        return bool(known)
+    here = [one for one in (place, _code_in(place)) if one]
+    if not set(here) & set(known):
+        return False
+    if not set(here) <= set(known):  # moved as a whole, or with another module beside it: known from now on
+        with suppress(OSError):
+            _write(said, [*known, *here])
+    return True
 
 
 def remember_own(config: RunConfig, say: Say) -> None:
@@ -44,14 +54,13 @@ def remember_own(config: RunConfig, say: Say) -> None:
     said = beyond(config)
     if not said or is_own(config):
         return
-    file, places = _file(said), [*_places(said), _place(config)]
+    file, place = _file(said), _place(config)
     try:
         for folder in (data_dir(), file.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_safe():
             raise UserError("others may write there")
-        text = json.dumps({"said": said, "places": places}, indent=1)
-        replace_file(file, lambda scratch: scratch.write_text(text + "\n"))
+        _write(said, [*_places(said), place, _code_in(place)])
     except (OSError, UserError) as error:
         why = (getattr(error, "strerror", None) or str(error)).lower()
         say(
@@ -122,7 +131,7 @@ def ask_on_terminal(question: str) -> bool | None:
     """Ask the person at the terminal; None where there is none."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return None
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{one_line(question, 4000)} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -144,6 +153,35 @@ def _places(said: dict[str, Any]) -> list[str]:
         return [str(one) for one in json.loads(_file(said).read_text())["places"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _write(said: dict[str, Any], places: Iterable[str]) -> None:
+    kept = list(dict.fromkeys(places))[-MOST_PLACES:]
+    text = json.dumps({"said": said, "places": kept}, indent=1)
+    replace_file(_file(said), lambda scratch: scratch.write_text(text + "\n"))
+
+
+def _code_in(place: str) -> str:
+    """A hash of all that Python could import from a folder, by which it is known when it was moved or copied as a
+    whole; nothing for a folder with so much in it, or with links, that this would say little."""
+    digest, entries, num_bytes = hashlib.sha256(), 0, 0
+    if not place:
+        return ""
+    for folder, folders, files in os.walk(place):
+        folders[:] = sorted(one for one in folders if one.isidentifier())
+        entries += len(folders) + len(files)
+        code = [one for one in sorted(files) if one.endswith((".py", ".pyc", ".so", ".pyd"))]
+        paths = [Path(folder, one) for one in (*folders, *code)]
+        try:
+            num_bytes += sum(one.stat().st_size for one in paths if one.is_file())
+            if entries > MOST_ENTRIES or num_bytes > MOST_BYTES or any(one.is_symlink() for one in paths):
+                return ""
+            for one in code:
+                content = hashlib.sha256(Path(folder, one).read_bytes()).hexdigest()
+                digest.update(f"{Path(folder, one).relative_to(place)}\0{content}\0".encode("utf-8", "replace"))
+        except OSError:
+            return ""
+    return f"code {digest.hexdigest()}"
 
 
 def _is_safe() -> bool:

@@ -104,10 +104,13 @@ class RunFolder:
         with disk_in_words(self.path):
             write_atomically(self.config_path, dump_config(config).encode())
 
-    def read_environment(self) -> dict[str, Any]:
-        """Machine and versions that the run was started with."""
-        environment: dict[str, Any] = json.loads(self.environment_path.read_text(encoding="utf-8"))
-        return environment
+    def read_environment(self) -> dict[str, Any] | None:
+        """Machine and versions that the run was started with; None where the file is not there or cannot be read."""
+        try:
+            environment = json.loads(self.environment_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return environment if isinstance(environment, dict) else None
 
     def day_of_start(self) -> str:
         """The day on which environment.json was written, YYYY-MM-DD; empty where it is not there."""

@@ -19,6 +19,7 @@ from typing import Any
 from tinylora.config.algorithms import ALGORITHMS as FACTS
 from tinylora.errors import UserError
 from tinylora.reporting.figures import DASHES, LIGHT, PAPER, SOFT, Figure, draw_figure, short, standalone_svg
+from tinylora.sweeps.recount import recounted
 from tinylora.system.reading import MOST_DATA_BYTES
 from tinylora.system.strict_json import read_json
 
@@ -60,15 +61,19 @@ def write_dial(paths: Sequence[Path], out: Path | None = None) -> Dial:
     A run that several files have (cells of one name, method and algorithm, the same seeds) is taken from the first.
     Raises: UserError for files that are no results, or in which no cell has been run yet.
     """
-    loaded = [_load(path) for path in paths]
+    loaded, checked = [_load(path) for path in paths], list[dict[str, Any]]()
     for path, results in zip(paths, loaded, strict=True):
         try:
             _rows([path], [results])
             _missing([results])
+            checked.append(recounted(path, results))
+        except UserError:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else f"does not hold what it should ({error})"
             again = "let the sweep write it again: tinylora sweep SWEEP.toml --out FOLDER"
             raise UserError(f"{path} {what}: it is damaged, or of another version; {again}") from error
+    loaded = checked
     rows, untrained = _rows(paths, loaded), _untrained(loaded)
     if not any(row[5] == "done" for row in rows):
         raise UserError(f"nothing has been evaluated yet in {', '.join(map(str, paths))}; run the sweep first")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
-from tinylora.talk import format_bytes, format_duration
+from tinylora.talk import format_bytes, format_duration, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -273,7 +273,7 @@ class _Foot:
             table.add_column(width=width)
         for bar in shown:
             table.add_row(
-                Text(bar.label, no_wrap=True, overflow="ellipsis"),
+                Text(one_line(bar.label), no_wrap=True, overflow="ellipsis"),
                 Text(bar.count(), no_wrap=True, justify="right"),
                 ProgressBar(total=bar.total, completed=bar.done, width=length) if length else "",
                 Text(bar.time(), no_wrap=True),

@@ -89,8 +89,12 @@ def build_task(task: TaskConfig, prompt: PromptConfig) -> SplitTask:
 
 
 def say_what_runs(task: object, say: Say) -> None:
-    """Say so where scoring runs a model's code without isolation: each time, so that nobody comes upon it later."""
+    """Say so where scoring runs code without isolation: each time, so that nobody comes upon it later."""
     scorer = getattr(task, "scorer", None)
+    if isinstance(scorer, PythonScorer):
+        code = getattr(scorer.function, "__code__", None)
+        where = f" of {code.co_filename}" if code is not None else ""
+        say(f"scoring runs Python as you, without isolation: {getattr(scorer.function, '__name__', 'a scorer')}{where}")
     if isinstance(scorer, PythonTestsScorer) and not scorer.isolate:
         say(
             "code that the model writes runs here as you, without isolation: it can read and write your files and use "

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
-from tinylora.talk import format_duration
+from tinylora.talk import format_duration, harmless
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,4 +93,4 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line of talk. sys.stderr is looked up now: it may have been replaced since this object was made."""
-        print(text, file=self._stream or sys.stderr, flush=True)
+        print(harmless(text), file=self._stream or sys.stderr, flush=True)

@@ -12,8 +12,9 @@ from torch import Tensor
 from tinylora.adapter.code import fits_a_code
 from tinylora.config.algorithms import ALGORITHMS as FACTS
 from tinylora.config.algorithms import AlgorithmName
-from tinylora.config.resume import resume_config
+from tinylora.config.resume import check_as_begun, resume_config
 from tinylora.config.run import RunConfig
+from tinylora.config.schema import dump_config
 from tinylora.errors import UserError
 from tinylora.evaluation.final import final_evaluation
 from tinylora.learner.learner import Learner
@@ -111,10 +112,19 @@ def resume(
             "another generation.kv_budget_gib may compute other sequences together, which can move last digits, so the "
             "run goes on, but perhaps not bit for bit"
         )
-    differences = numeric_differences(folder.read_environment(), collect_environment())
+    environment = folder.read_environment()
+    differences = numeric_differences(environment, collect_environment()) if environment is not None else []
+    if environment is None:
+        say(
+            f"{folder.environment_path} is missing or damaged, so whether this is the machine of the run's start is "
+            "not known; it goes on"
+        )
     if differences:
         say("this is not the machine of the run's start, so it goes on, but not bit for bit: " + "; ".join(differences))
     with folder.lock():
+        saved = folder.load_checkpoint()
+        if saved is not None:
+            check_as_begun(str(saved.state.get("settings", "")), stored, str(folder.config_path))
         check_memory(config, say, refuse=False)
         if not config.prompt.date:
             config = replace(config, prompt=replace(config.prompt, date=folder.day_of_start()))
@@ -199,6 +209,7 @@ def _run(runtime: Runtime, folder: RunFolder, say: Say) -> TrainResult:
         "base_fingerprint": identity.fingerprint.hex(),
         "engine_arithmetic": runtime.engine.arithmetic,
         **_scorer_prints(task),
+        "settings": dump_config(config),
     }
     Loop(runtime, learner, state, folder, say, about=about, resumed=saved is not None).run()
     kept = _save(runtime, state, folder, about["base_fingerprint"], say)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -34,6 +35,19 @@ def smallest_effect(num_items: int, discordant: float, *, alpha: float = 0.05, p
     if gap(share) < 0:
         return None
     return float(optimize.brentq(gap, 0.0, share))
+
+
+def smallest_json(num_items: int, discordant: float, *, alpha: float = 0.05, power: float = 0.8) -> dict[str, Any]:
+    """`smallest_effect` as evidence.json has it, with a sentence."""
+    least = smallest_effect(num_items, discordant, alpha=alpha, power=power)
+    what = f"{num_items:,} items, of which {100 * discordant:.1f} % changed,"
+    chance = f"with a chance of {100 * power:.0f} %"
+    text = (
+        f"{what} show a difference of {100 * least:.1f} points or more {chance}"
+        if least is not None
+        else f"{what} are too few to show any difference {chance}"
+    )
+    return {"difference": least, "power": power, "alpha": alpha, "discordant": discordant, "text": text}
 
 
 def adjusted_p_values(p_values: Sequence[float]) -> list[float]:

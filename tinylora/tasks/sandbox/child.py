@@ -38,7 +38,7 @@ DEEPEST = 100
 NEW_NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000
 """User, mounts, processes, network, interprocess communication, host name."""
 MS_NOSUID, MS_NODEV, MS_BIND_ALL, MS_PRIVATE_ALL = 2, 4, 0x1000 | 0x4000, 0x40000 | 0x4000
-READ_ONLY_NOSUID_NODEV = 1 | 2 | 4
+READ_ONLY, READ_ONLY_NOSUID_NODEV = 1, 1 | 2 | 4
 MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MNT_DETACH = 442, -100, 0x8000, 2
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 EPERM, ENOSYS, SIGKILL = 1, 38, 9
@@ -239,14 +239,18 @@ def _shut_in() -> None:
     root = "/proc"  # a folder that is always there and not needed any more: nothing has to be made, or left behind
     _call("mount", b"none", b"/", None, MS_PRIVATE_ALL, None)
     _call("mount", b"tmpfs", root.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"size=1m,mode=0755")
+    os.mkdir(f"{root}/tmp")  # first, as a Python that lives in there is put into it
+    size = f"size={FOLDER_BYTES},nr_inodes=1024,mode=0777".encode()
+    _call("mount", b"tmpfs", f"{root}/tmp".encode(), b"tmpfs", MS_NOSUID | MS_NODEV, size)
     folders = {os.path.normpath(path) for path in (*LIBRARIES, os.path.join(sys.base_prefix, "lib"), *sys.path)}
     bound: list[str] = []
     for folder in sorted(folder for folder in folders if os.path.isabs(folder) and os.path.isdir(folder)):
+        if folder == "/tmp":
+            continue
         if not any(folder.startswith(f"{outer}/") for outer in bound):
-            os.makedirs(root + folder)
+            os.makedirs(root + folder, exist_ok=True)
             _call("mount", folder.encode(), (root + folder).encode(), None, MS_BIND_ALL, None)
             bound.append(folder)
-    os.makedirs(f"{root}/tmp", exist_ok=True)
     # Standard input and output by a mount that becomes read-only: through the one from before, root could change the
     # rights of everybody's /dev/null.
     os.close(os.open(f"{root}/null", os.O_CREAT | os.O_WRONLY))
@@ -254,8 +258,8 @@ def _shut_in() -> None:
     _silence(f"{root}/null")
     attributes = struct.pack("=QQQQ", READ_ONLY_NOSUID_NODEV, 0, 0, 0)
     _call("syscall", MOUNT_SETATTR, AT_FDCWD, root.encode(), AT_RECURSIVE, attributes, len(attributes))
-    size = f"size={FOLDER_BYTES},nr_inodes=1024,mode=0777".encode()
-    _call("mount", b"tmpfs", f"{root}/tmp".encode(), b"tmpfs", MS_NOSUID | MS_NODEV, size)
+    writable = struct.pack("=QQQQ", 0, READ_ONLY, 0, 0)  # of /tmp alone, not of what lies in it
+    _call("syscall", MOUNT_SETATTR, AT_FDCWD, f"{root}/tmp".encode(), 0, writable, len(writable))
     os.chdir(root)
     _call("syscall", SYSCALLS["pivot_root"][os.uname().machine == "aarch64"], b".", b".")
     _call("umount2", b".", MNT_DETACH)

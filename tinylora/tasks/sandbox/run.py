@@ -25,6 +25,7 @@ from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.tasks.sandbox import child as sandbox_child
+from tinylora.tasks.sandbox.descendants import none_left_behind
 
 GRACE_SECONDS = 10.0
 """The child keeps the time itself; only if it has not ended that long after is it killed from outside."""
@@ -124,7 +125,7 @@ def _start(request: bytes, timeout_seconds: float, memory_mb: int, isolate: bool
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     # Shut in, the code has a folder in memory; only without namespaces it needs one on the disk.
     on_disk = partial(tempfile.TemporaryDirectory, prefix="tinylora-", ignore_cleanup_errors=True)
-    with nullcontext("/") if isolate else on_disk() as folder:
+    with nullcontext() if isolate else none_left_behind(), nullcontext("/") if isolate else on_disk() as folder:
         process = subprocess.Popen(
             [*command, str(timeout_seconds), str(memory_mb << 20), "1" if isolate else "0"],
             stdin=subprocess.PIPE,
@@ -138,7 +139,7 @@ def _start(request: bytes, timeout_seconds: float, memory_mb: int, isolate: bool
             answer, _ = process.communicate(request, timeout_seconds + GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             return sandbox_child.TIMED_OUT, b""
-        finally:  # also for Ctrl-C; its child dies with it, and without namespaces whatever it has left behind
+        finally:  # also for Ctrl-C; its child dies with it, and without namespaces none_left_behind ends all else
             if not isolate:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
