@@ -97,6 +97,7 @@ def try_all(chosen: list[Any], folder: Path, given: argparse.Namespace) -> dict[
         "tracebacks": len(tracebacks),
         "hangs": sum(row["hung"] for row in rows),
         "skipped": sum(row["verdict"] == "skipped" for row in rows),
+        "cpu_seconds": round(sum(row.get("cpu_seconds", row["seconds"]) for row in rows), 1),
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "wrong_ones": wrong,
         "traceback_ones": tracebacks,

@@ -34,6 +34,7 @@ class Came:
     err: str
     seconds: float
     peak_bytes: int
+    cpu_seconds: float
     hung: bool
     may_fail: bool = False
     """Exit code 1 or our own signal is what was asked for."""
@@ -90,6 +91,7 @@ class Child:
             err=_read(err),
             seconds=time.monotonic() - started,
             peak_bytes=usage.ru_maxrss * 1024,
+            cpu_seconds=usage.ru_utime + usage.ru_stime,
             hung=hung,
             may_fail=self.may_fail,
         )

@@ -200,6 +200,7 @@ class Judge:
             "commands": [came.command.replace(str(self.folder), ".") for came in trial.came],
             "codes": [came.code for came in trial.came], "traceback": bool(broken),
             "hung": any(came.hung for came in trial.came), "seconds": round(time.monotonic() - started, 1),
+            "cpu_seconds": round(sum(came.cpu_seconds for came in trial.came), 1),
         }  # fmt: skip
 
 

@@ -22,24 +22,31 @@ def lacks(name: str, verb: str, file: str, *says: Words, **options: object) -> N
         t.silent(came, "step 1/")
 
 
-SHARD = ("merge", "gguf-split", "shard", "split")
+SHARD = "merge"
 for verb in ("train", "inspect"):
     lacks(
         f"01 gguf: {verb} with the first shard of two",
         verb,
         "m-00001-of-00002.gguf",
-        "blk.1",
         SHARD,
         only=FIRST,
         shard=(0, 2),
     )
 lacks("01 gguf: the last shard of two", "train", "n-00002-of-00002.gguf", SHARD, without=FIRST, shard=(1, 2))
-lacks("01 gguf: a shard that was renamed", "train", "whole.gguf", "blk.1", SHARD, only=FIRST, shard=(0, 2))
-lacks("01 gguf: one weight is missing", "train", "hole.gguf", "blk.0.attn_q.weight", without=["blk.0.attn_q.weight"])
+lacks("01 gguf: a shard that was renamed", "train", "whole.gguf", SHARD, only=FIRST, shard=(0, 2))
+lacks("01 gguf: one weight is missing", "train", "hole.gguf", ("attn_q", "q_proj"), without=["blk.0.attn_q.weight"])
 lacks("01 gguf: one norm is missing", "train", "norm.gguf", "norm", without=["output_norm.weight"])
-lacks("01 gguf: one bias is missing", "train", "bias.gguf", "bias", without=["blk.1.attn_k.bias"])
+lacks(
+    "01 gguf: one bias is missing", "train", "bias.gguf", ("attn_k.bias", "k_proj.bias"), without=["blk.1.attn_k.bias"]
+)
 lacks("01 gguf: the embeddings are missing", "train", "embd.gguf", "embd", without=["token_embd.weight"])
-lacks("01 gguf: bench, one weight is missing", "bench", "hole2.gguf", "ffn_up", without=["blk.0.ffn_up.weight"])
+lacks(
+    "01 gguf: bench, one weight is missing",
+    "bench",
+    "hole2.gguf",
+    ("ffn_up", "up_proj"),
+    without=["blk.0.ffn_up.weight"],
+)
 
 
 @tried("01 gguf: a whole file trains", "exit 0")

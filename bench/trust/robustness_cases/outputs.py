@@ -190,3 +190,39 @@ def _(t: Trial) -> None:
     came = t.run("train", "--resume", "run", "--set", "train.steps=3")
     t.check(victim.read_text() == "precious\n", "the file behind the link was overwritten")
     t.check(came.code in (0, 2), f"exit code {came.code}: {came.err[-200:]}")
+
+
+@tried("27 over my files: push --dry-run into a folder with my README.md", "refused, or my README.md stays")
+def _(t: Trial) -> None:
+    ready(t)
+    mine = t.write("folder/README.md", "mine")
+    came = t.run("push", "run", "me/x", "--dry-run", "folder")
+    t.check(mine.read_text() == "mine", "my README.md was overwritten")
+    t.check(came.code in (0, 2), f"exit code {came.code}")
+
+
+@tried("27 over my files: cache --clear where TINYLORA_CACHE is a folder with my files", "my files stay")
+def _(t: Trial) -> None:
+    mine = t.write("home/thesis.tex", "mine")
+    t.write("home/models/photo.jpg", "mine")
+    came = t.run("cache", "--clear", env={"TINYLORA_CACHE": str(t.folder / "home")})
+    t.check(mine.exists() and (t.folder / "home/models/photo.jpg").exists(), f"they are gone: {came.out}")
+    t.check(came.code in (0, 2), f"exit code {came.code}")
+
+
+@tried("27 over my files: cache --clear where a folder of the cache is a link to mine", "my files stay")
+def _(t: Trial) -> None:
+    mine = t.write("home/thesis.tex", "mine")
+    (t.folder / "cache").mkdir()
+    (t.folder / "cache" / "converted").symlink_to(t.folder / "home")
+    came = t.run("cache", "--clear", env={"TINYLORA_CACHE": str(t.folder / "cache")})
+    t.check(mine.exists(), f"it is gone: {came.out}")
+    t.check(came.code in (0, 2), f"exit code {came.code}")
+
+
+@tried("27 over a pipe: train --out", "refused, and it is still a pipe")
+def _(t: Trial) -> None:
+    ready(t)
+    os.mkfifo(t.folder / "pipe")
+    t.refused(t.run("train", "t.toml", "--out", "pipe", limit_seconds=90))
+    t.check(stat.S_ISFIFO((t.folder / "pipe").lstat().st_mode), "the pipe is gone")

@@ -1,10 +1,13 @@
 # ruff: noqa: E501 (tables of inputs, a line each)
 r"""Replies that a scorer read as another number, word or value than a reader would (points 3, 4, 5, 10, 11, rough)."""
 
+import tomllib
+
+from bench.common import ROOT
 from bench.trust.robustness_cases.inputs import scored
 
 THIN, NARROW, NO_BREAK, MINUS, EN = "\u2009", "\u202f", "\u00a0", "\u2212", "\u2013"
-HASHES = {"pattern": r"#### (\-?[0-9\.\,]+?)\.?(?![0-9\.\,])"}
+HASHES = tomllib.loads((ROOT / "recipes" / "gsm8k-lm-eval.toml").read_text())["task"]["scorer_options"]
 FINAL = {"style": "final"}
 
 # 3: white space between digits joins groups of three alone, and then outside of a box, too
@@ -50,7 +53,7 @@ scored(
 )  # fmt: skip
 scored(
     "04",
-    ("regex", "-3", "So #### -$3", 1, 1), ("regex", "3", "So #### -$3", 0, 0),
+    ("regex", "-3", "So #### -$3", 0, 1), ("regex", "3", "So #### -$3", 0, 0),
     ("regex", "3", f"So #### {MINUS}$3", 0, 0), ("regex", "3", f"So #### {EN}3", 0, 0), ("regex", "-3", "So #### -3", 1, 1),
     ("regex", "3", "So #### 3", 1, 1), ("regex", "1200", "So #### 1,200.", 1, 1), options=HASHES,
 )  # fmt: skip
