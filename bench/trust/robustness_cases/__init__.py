@@ -3,8 +3,11 @@
 from bench.trust.robustness_cases import (  # noqa: F401 (each puts its inputs on the list)
     bounds,
     chat_templates,
+    codes,
     data_files,
     gold_answers,
+    hostile_text,
+    kernel_cache,
     models,
     outputs,
     places,

@@ -188,7 +188,7 @@ class Judge:
             verdict, why = "wrong", str(wrong)
         except Skip as skip:
             verdict, why = "skipped", str(skip)
-        except OSError as error:  # what it was to leave is not there
+        except Exception as error:  # what it was to leave is not there, or not what it was to be
             verdict, why = "wrong", f"{type(error).__name__}: {error}"
         if verdict == "right" and any(came.hung for came in trial.came):
             verdict, why = "wrong", "a child had no end"

@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.common import ROOT
+
 CONTEXT = 192
+LIBRARY = "robustness_reward"
 REWARD = """\
 def even(item, text):
     share = sum(ord(c) % 2 == 0 for c in text) / max(1, len(text))
@@ -55,12 +58,17 @@ class World:
 
     def warm_up(self) -> None:
         """Import what children share, and compile the kernels once, in a process of its own."""
+        library = self.folder / "library"  # on the path, so that the first run is the user's own wherever it is copied
+        library.mkdir(exist_ok=True)
+        (library / f"{LIBRARY}.py").write_text(self.reward())
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(library)])
+        sys.path.append(str(library))
         ready = self.folder / "warm"
         if not (ready / "runs" / "t-001").exists():
             ready.mkdir(exist_ok=True)
             (ready / "sums.jsonl").write_text(self.sums())
-            (ready / "shaped.py").write_text(self.reward())
-            (ready / "t.toml").write_text(self.recipe(self.model("llama"), eval={"num_test": 2}))
+            task = {"path": str(ready / "sums.jsonl"), "scorer": f"{LIBRARY}:even"}
+            (ready / "t.toml").write_text(self.recipe(self.model("llama"), task=task, eval={"num_test": 2}))
             done = subprocess.run(
                 [sys.executable, "-m", "tinylora", "train", "t.toml"], cwd=ready, capture_output=True, text=True,
                 timeout=900, env=dict(os.environ),
@@ -139,11 +147,12 @@ class World:
             vocab_size=len(tokenizer), n_embd=width, n_layer=1, n_head=2, n_positions=width, n_inner=64,
             tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
         )  # fmt: skip
+        torch.manual_seed(0)
         model = transformers.GPT2LMHeadModel(config)
         wanted = [*tokenizer(reply, add_special_tokens=False)["input_ids"], 2]
         with torch.no_grad():
             for key, parameter in model.named_parameters():
-                parameter.normal_(0.0, 1e-4) if "ln" not in key else None
+                parameter.normal_(0.0, 0.02) if "ln" not in key else None
             model.transformer.wpe.weight.copy_(10 * torch.eye(width))
             model.lm_head.weight.zero_()
             for offset, token in enumerate(wanted):
