@@ -1,5 +1,6 @@
 """A task: items, their prompt, a parser and a scorer. Pure functions of text; no model, no device."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -19,6 +20,15 @@ class Item:
     question: str
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see: white space, zero-width and other format characters, fillers, lone marks."""
+    return all(c in _FILLERS or unicodedata.category(c) in _UNSEEN for c in text)
+
+
+_FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+_UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf", "Mn", "Me")
 
 
 class Task(Protocol):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.tasks.base import SPLITS, Item, Message, ScorerError, Split, shorten
+from tinylora.tasks.base import SPLITS, Item, Message, ScorerError, Split, is_blank, shorten
 from tinylora.tasks.prompt import Prompt
 from tinylora.tasks.scorers.text import Scorer
 from tinylora.tasks.split import question_id, split_of
@@ -29,6 +29,8 @@ class SplitItems:
     """Splits that were asked for, so that none may come out empty."""
     test_only: bool = False
     """A public set that is for evaluation: it has nothing to train on."""
+    published: bool = False
+    """A public set, whose answers many have read."""
 
 
 def split_by_hash(items: Sequence[Item], validation_share: float, test_share: float) -> dict[Split, list[Item]]:
@@ -59,6 +61,7 @@ class SplitTask:
         self._duplicates = items.duplicates
         self._overlaps = items.overlaps
         self._test_only = items.test_only
+        self._published = items.published
         self._prompt = prompt
         home: dict[str, Split] = {}
         for split in SPLITS:
@@ -173,7 +176,7 @@ class SplitTask:
         )
 
     def _check_answer(self, item: Item) -> None:
-        if not item.answer:
+        if is_blank(item.answer):
             if self.scorer.needs_answer:
                 raise UserError(
                     f"task {self.name}: the question {shorten(item.question)} has no answer, which this scorer needs; "
@@ -181,7 +184,8 @@ class SplitTask:
                 )
             return
         try:
-            self.scorer.check_answer(item.answer)
+            check = self.scorer.check_published if self._published else self.scorer.check_answer
+            check(item.answer)
         except UserError as error:
             raise UserError(f"task {self.name}, question {shorten(item.question)}: {error}") from error
 

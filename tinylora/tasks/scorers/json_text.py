@@ -1,12 +1,42 @@
 """JSON inside text, compared by value. Numbers are read as Decimals, so that 0.1 is 0.1."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 from tinylora.system.strict_json import no_constant
+
+
+class Written(float):
+    """A number of a file that no float holds; it counts as the nearest one, and is written as it stood there."""
+
+    text: str
+
+
+def exact_float(text: str) -> float:
+    """For `parse_float`: a float, which remembers the text where it is another number."""
+    number = float(text)
+    if math.isfinite(number) and Decimal(repr(number)) == Decimal(text):
+        return number
+    written = Written(number)
+    written.text = text
+    return written
+
+
+def as_written(value: Any) -> str:
+    """JSON text of a value that was read with `exact_float`: no digit is lost."""
+    if isinstance(value, Written):
+        return value.text
+    if isinstance(value, dict):
+        inner = (f"{json.dumps(key, ensure_ascii=False)}: {as_written(one)}" for key, one in value.items())
+        return "{" + ", ".join(inner) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_written, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
 
 _JSON = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal, parse_constant=no_constant)
 

@@ -5,14 +5,13 @@ that it cannot read, or not in time, is wrong: that is a property of the reply. 
 because they depend on the machine's speed, so that they show.
 """
 
-import re
 import threading
-from functools import lru_cache
 from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.tasks.base import shorten
 from tinylora.tasks.scorers.latex import last_boxed
+from tinylora.tasks.scorers.math_golds import is_marked, is_simple, misread, read_gold
 from tinylora.tasks.scorers.text import TextScorer
 
 
@@ -38,7 +37,7 @@ class MathVerifyScorer(TextScorer):
         """Raises: UserError for an answer that the library cannot read, and outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             raise UserError("scorer math-verify works in the main thread only (the library uses signals)")
-        gold = _parse_gold(answer, self.timeout_seconds)
+        gold = read_gold(answer, self.timeout_seconds)
         boxed = self.parse(text)
         bare = boxed.removesuffix(".") if boxed else ""  # the library does not read \boxed{42.}
         strict, late_strict = self._equal(gold, rf"\boxed{{{bare}}}") if bare else (False, False)
@@ -49,32 +48,44 @@ class MathVerifyScorer(TextScorer):
             "timed_out": float(late_strict or late_value),
         }
 
+    def check_answer(self, answer: str) -> None:
+        """Raises: UserError for an answer that the library cannot read, reads as something else, or never finds equal
+        to its own copy. Outside the main thread no time limit holds while it is read.
+        """
+        answer = answer.strip()
+        if is_simple(answer):
+            return
+        gold = read_gold(answer, self.timeout_seconds)
+        meant = misread(answer, gold)
+        if meant:
+            raise UserError(
+                f"scorer math-verify: the answer {shorten(answer)} is {meant}, which the library reads as "
+                f"{shorten(str(gold[0]), 80)}; write it as mathematics, or take the scorer exact"
+            )
+        copy = answer if is_marked(answer) else rf"\boxed{{{answer}}}"
+        equal, late = self._equal(gold, copy)
+        if not equal and not late:
+            raise UserError(
+                f"scorer math-verify: the answer {shorten(answer)} does not equal its own copy, as the library reads "
+                f"it ({shorten(str(gold[0]), 80)}), so no reply could be right; write it as mathematics, or take the "
+                "scorer exact"
+            )
+
+    def check_published(self, answer: str) -> None:
+        """A look at thousands of LaTeX answers takes minutes: of a public set's only those beyond ASCII get it."""
+        if not answer.isascii():
+            self.check_answer(answer)
+
     def _equal(self, gold: tuple[Any, ...], text: str) -> tuple[bool, bool]:
         """(equal, timed out). The library's TimeoutException is a BaseException, hence named apart."""
         from math_verify import parse, verify
         from math_verify.errors import TimeoutException
 
         try:
-            given = parse(text, parsing_timeout=self.timeout_seconds, raise_on_error=True)
-            return verify(list(gold), given, timeout_seconds=self.timeout_seconds, raise_on_error=True), False
+            limit = self.timeout_seconds if threading.current_thread() is threading.main_thread() else None
+            given = parse(text, parsing_timeout=limit, raise_on_error=True)
+            return verify(list(gold), given, timeout_seconds=limit, raise_on_error=True), False
         except TimeoutException:
             return False, True
         except Exception:  # what sympy raises for text that is no mathematics has no common class
             return False, False
-
-
-@lru_cache(maxsize=4096)
-def _parse_gold(answer: str, timeout_seconds: int) -> tuple[Any, ...]:
-    """The answer as the library's expressions. Bare LaTeX is put between dollars, which it needs to see it."""
-    from math_verify import parse
-    from math_verify.errors import TimeoutException
-
-    is_marked = re.search(r"(?<!\\)\$|\\boxed", answer) is not None  # an escaped dollar is money, not a delimiter
-    text = answer if is_marked else f"${answer}$"
-    try:
-        gold = tuple(parse(text, parsing_timeout=timeout_seconds, raise_on_error=True))
-    except (Exception, TimeoutException) as error:
-        raise UserError(f"scorer math-verify cannot read the answer {shorten(answer)} ({error})") from error
-    if not gold:
-        raise UserError(f"scorer math-verify finds no mathematics in the answer {shorten(answer)}; use exact for text")
-    return gold

@@ -12,12 +12,14 @@ the others. Values compare by exact decimal value where both are numbers, else a
 import re
 import unicodedata
 from abc import ABC, abstractmethod
+from decimal import Decimal
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.tasks.base import Item, shorten
+from tinylora.system.strict_json import parse_json
+from tinylora.tasks.base import Item, is_blank, shorten
 from tinylora.tasks.scorers.json_text import json_equal, json_objects, read_json
-from tinylora.tasks.scorers.latex import gold_value, last_boxed, same_answer
+from tinylora.tasks.scorers.latex import gold_value, last_boxed, plain_latex, same_answer
 from tinylora.tasks.scorers.numeric import last_number, parse_number, without_period
 from tinylora.tasks.scorers.operand import final_number
 from tinylora.tasks.scorers.phrase import has_number, has_phrase, plain_words
@@ -40,6 +42,10 @@ class Scorer(ABC):
     def check_answer(self, answer: str) -> None:
         """Raises: UserError for a gold answer that no reply could ever match."""
         return
+
+    def check_published(self, answer: str) -> None:
+        """As `check_answer`, for an answer of a public set. Raises: UserError."""
+        self.check_answer(answer)
 
     def reads(self, item: Item) -> Any:
         """What of an item decides its scores beside question and answer, as JSON can hold it; None for nothing."""
@@ -168,6 +174,14 @@ class BoxedScorer(TextScorer):
         content = last_boxed(text)
         return content.strip() or None if content is not None else None
 
+    def check_answer(self, answer: str) -> None:
+        r"""Raises: UserError for an answer that its own copy in a box is not, such as one of decoration alone."""
+        if is_blank(plain_latex(answer)) or not self.score(answer, rf"\boxed{{{answer}}}")["strict"]:
+            raise UserError(
+                f"scorer boxed: no box can hold the answer {shorten(answer)}; write it as it stands between the braces "
+                r"of \boxed{...}"
+            )
+
     def score(self, answer: str, text: str) -> dict[str, float]:
         """strict and value_only, as the class says."""
         given = self.parse(text)
@@ -242,8 +256,12 @@ class JsonFieldsScorer(TextScorer):
         return {**scores, "fields": sum(equal) / len(equal)}
 
     def check_answer(self, answer: str) -> None:
-        """Raises: UserError unless the answer is a JSON object that has the fields."""
+        """Raises: UserError unless the answer is a JSON object that has the fields, each key once."""
         self._gold(answer)
+        try:
+            parse_json(answer, parse_float=Decimal, parse_int=Decimal)
+        except ValueError as error:
+            raise UserError(f"scorer json-fields: the answer {shorten(answer)} is not JSON ({error})") from error
 
     def _gold(self, answer: str) -> dict[str, Any]:
         read = read_json(answer.strip())

@@ -12,9 +12,10 @@ from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.system.reading import read_lines, read_text
-from tinylora.system.strict_json import DECODER, parse_json
+from tinylora.system.strict_json import distinct_keys, no_constant, parse_json
 from tinylora.talk import shell_line
-from tinylora.tasks.base import SPLITS, Item, Split, shorten
+from tinylora.tasks.base import SPLITS, Item, Split, is_blank, shorten
+from tinylora.tasks.scorers.json_text import as_written, exact_float
 from tinylora.tasks.sets.forms import as_question
 from tinylora.tasks.split import question_id
 from tinylora.tasks.split_task import SplitItems, required_splits, split_by_hash
@@ -23,6 +24,7 @@ THEN = "set task.path to a JSONL file"
 MOST_LIST_BYTES = 2**30
 """Of a file that is one JSON list: it is read at once."""
 _LIST = re.compile(rb"\s*\[\s*(\{|$)")
+_DECODER = json.JSONDecoder(parse_float=exact_float, parse_constant=no_constant, object_pairs_hook=distinct_keys)
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -62,7 +64,7 @@ def _from_table(path: Path) -> str:
 
 def _parse(where: str, line: bytes) -> Any:
     try:
-        return parse_json(line.decode("utf-8"))
+        return parse_json(line.decode("utf-8"), parse_float=exact_float)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text ({error.reason}); save the file as UTF-8") from error
     except ValueError as error:
@@ -82,7 +84,7 @@ def _list_of_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 raise UserError(f"{where}: there is more behind the list's end; keep one list, or one object a line")
             return
         try:
-            row, at = DECODER.raw_decode(text, at)
+            row, at = _DECODER.raw_decode(text, at)
             at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
             if text.startswith(",", at):
                 at += 1
@@ -103,8 +105,9 @@ def text_field(row: dict[str, Any], name: str, where: str) -> str:
     value = row[name]
     if not isinstance(value, str):
         raise UserError(f"{where}: {name!r} must be a text, got {shorten(json.dumps(value), 60)}; put it in quotes")
-    if not value.strip():
-        raise UserError(f"{where}: {name!r} is blank")
+    if is_blank(value):
+        held = f" (it holds {value!a}, which nobody sees)" if value.strip() else ""
+        raise UserError(f"{where}: {name!r} is blank{held}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -175,7 +178,7 @@ def _item(row: dict[str, Any], where: str, needs_answer: bool, json_answers: boo
     name = "prompt" if "prompt" in row else "question"
     question = text_field(row, name, where)
     if json_answers and isinstance(row.get("answer"), dict):
-        answer = json.dumps(row["answer"], ensure_ascii=False)
+        answer = as_written(row["answer"])
     elif row.get("answer") is None and not needs_answer:
         answer = ""
     else:

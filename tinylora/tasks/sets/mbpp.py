@@ -8,6 +8,7 @@ the code can and cannot do while it runs.
 import ast
 import builtins
 import re
+import textwrap
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -23,9 +24,11 @@ TEMPLATE = """You are an expert Python programmer, and here is your task: {quest
 Reply with the code in one block that begins with ```python."""
 LONGEST_CODE = 100_000
 """Characters of code that are run; longer code is wrong unrun."""
-# One repeat before the line's end: with two, a long line without an end would take quadratic time.
-_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_OPEN_BLOCK = re.compile(r"^```[^\n]*\n(.*)\Z", re.DOTALL | re.MULTILINE)
+# A fence may be indented, quoted, or stand behind a list's mark. Its run of signs is taken whole (`++`) and one repeat
+# ends the line: else a long line without an end would take quadratic time.
+_FENCE = r"^((?:[ \t]*(?:>|[-*+]|[0-9]{1,9}[.)]))*[ \t]*)(`{3,}+|~{3,}+)([^\n]*)\n"
+_BLOCK = re.compile(_FENCE + r"(.*?)^(?:[ \t]*>)*[ \t]*\2", re.DOTALL | re.MULTILINE)
+_OPEN_BLOCK = re.compile(_FENCE + r"(.*)\Z", re.DOTALL | re.MULTILINE)
 _PYTHON = re.compile(r"(python3?|py)\b", re.IGNORECASE)
 
 
@@ -83,8 +86,8 @@ class PythonTestsScorer(Scorer):
 
     def parse(self, text: str) -> str | None:
         """The last closed ```python block, or None."""
-        blocks = [code for words, code in _BLOCK.findall(text) if _PYTHON.match(words.strip())]
-        return blocks[-1].strip() or None if blocks else None
+        blocks = [_code(block) for block in _BLOCK.finditer(text) if _PYTHON.match(block[3].strip())]
+        return blocks[-1] or None if blocks else None
 
     def reads(self, item: Item) -> Any:
         """The tests and what runs before them."""
@@ -113,9 +116,18 @@ class PythonTestsScorer(Scorer):
 
 
 def _lenient(text: str) -> list[str]:
-    blocks = [code for _, code in _BLOCK.findall(text)]
+    blocks = [_code(block) for block in _BLOCK.finditer(text)]
     rest = _OPEN_BLOCK.search(_BLOCK.sub("", text))
-    return ["\n".join(blocks).strip(), rest[1].strip() if rest else "", "" if blocks or rest else text.strip()]
+    bare = "" if blocks or rest else textwrap.dedent(text).strip()
+    return ["\n".join(blocks).strip(), _code(rest) if rest else "", bare]
+
+
+def _code(block: re.Match[str]) -> str:
+    """What a fence holds, without the quotation marks and the indentation that it all has in common."""
+    lines = block[4].replace("\r\n", "\n").split("\n")
+    if ">" in block[1]:
+        lines = [re.sub(r"^[ \t]*>[ \t]?", "", line) for line in lines]
+    return textwrap.dedent("\n".join(lines)).strip()
 
 
 @lru_cache(maxsize=4096)

@@ -112,7 +112,7 @@ def load(public: PublicSet, path: str, options: Options, validation_share: float
     if public.test_only:
         test, repeats = distinct("test")
         chosen = [item for item in test.values() if public.select(item, options)]
-        return SplitItems({"test": chosen}, repeats, required=frozenset({"test"}), test_only=True)
+        return SplitItems({"test": chosen}, repeats, required=frozenset({"test"}), test_only=True, published=True)
     train, train_repeats = distinct("train")
     test, test_repeats = distinct("test")
     in_test = {public.same(item) for item in test.values()}
@@ -124,6 +124,7 @@ def load(public: PublicSet, path: str, options: Options, validation_share: float
         duplicates=train_repeats + test_repeats,
         overlaps=len(train) - len(kept),
         required=required_splits(validation_share, 0.0) | {"test"},
+        published=True,
     )
 
 
