@@ -21,6 +21,7 @@ from tinylora.methods.one_vector import MethodAdapter
 from tinylora.models.quantise import check_quantisation
 from tinylora.planning.memory import Memory, memory_estimate, num_parameters
 from tinylora.planning.plan import Plan, make_plan, prompts_of
+from tinylora.planning.reach import Reach, reach
 from tinylora.planning.shapes import shape_model
 from tinylora.planning.speed import Speed, measure_blocks, measure_speed
 from tinylora.system.device import resolve_device, resolve_dtype
@@ -74,6 +75,8 @@ class Inspection:
     """Of the linear maps, as in model.quantization."""
     file_bytes: int = 0
     """Of adapter.safetensors in the run's folder."""
+    reach: Reach
+    """Which share of the weights is adapted, and what is not."""
 
 
 # --- shapes ---
@@ -131,6 +134,7 @@ def inspect_model(
         method=config.method.describe() if config.method.name != "tinylora" else "tinylora",
         quantization=config.model.quantization,
         file_bytes=file_bytes(trained),
+        reach=reach(model, list(maps) if config.method.name == "full" else paths),
     )
 
 
@@ -206,6 +210,8 @@ def format_inspection(found: Inspection, adapter: AdapterConfig) -> str:
         lines.append(f"  ... and {len(shown) - 10} more (all of them with --json)")
     if not found.gaps_checked:
         lines.append("  (modules whose basis is not unique are left out too; that shows only with the weights)")
+    if found.method != "full":
+        lines += [found.reach.in_words()]
     m = found.memory
     copy = f" ({format_bytes(m.packed_copy)} of them a copy for rollouts, if there is room)" if m.packed_copy else ""
     packed = f", linear maps {found.quantization}" if found.quantization != "none" else ""

@@ -24,6 +24,7 @@ from tinylora.methods.peft_files import write_peft_adapter
 from tinylora.models.bases import explain_difference, remember
 from tinylora.models.fingerprint import Fingerprint, Identity
 from tinylora.planning.memory_check import check_memory
+from tinylora.planning.reach import reach
 from tinylora.rollouts.check import check_prompts, never_ends
 from tinylora.rollouts.runtime import Runtime, open_runtime
 from tinylora.rollouts.skipped import TaskWithoutSkipped, data_order
@@ -298,6 +299,9 @@ def _announce(runtime: Runtime, folder: RunFolder, say: Say) -> None:
         say(f"{numbers}: all weights of {runtime.base.name}")
     else:
         say(f"{numbers}: {config.method.describe()} {where}; base frozen")
+    if config.method.name != "full":
+        with adapter.using(None):
+            say(reach(runtime.base.model, adapter.paths).in_words())
     if config.method.name not in ("tinylora", "lora-xs", "vera", "ia3") and config.optim.lr > HIGHEST_USUAL_RATE:
         say(
             f"optim.lr = {config.optim.lr:g} suits TinyLoRA's few numbers; for {config.method.describe()} a hundredth "
