@@ -43,6 +43,7 @@ from tinylora.interop.peft_tinylora import read_peft, write_peft
 from tinylora.models.base import BaseModel
 from tinylora.models.load import load_base_model
 from tinylora.models.names import resolve_name
+from tinylora.models.text import text_of
 
 TOKENS = 24
 
@@ -247,7 +248,7 @@ def lm_eval(base: BaseModel, folder: Path, python: str) -> dict[str, Any] | None
     found = peer(python, "lm_eval_peer.py", job, folder)
     if found is None:
         return None
-    decode = lambda tokens: base.tokenizer.decode(list(tokens), skip_special_tokens=True)  # noqa: E731
+    decode = lambda tokens: text_of(base, tokens)  # noqa: E731
     mine, untrained = [decode(one) for one in ours], [decode(one) for one in plain]
     return {
         "same_texts": sum(a.strip() == b.strip() for a, b in zip(mine, found["texts"], strict=True)),

@@ -1,8 +1,11 @@
 """The adapter file: exact both ways, one encoding only, and everything else refused in one sentence."""
 
 import dataclasses
+import re
 import struct
+import unicodedata
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,3 +216,14 @@ def test_mutated_files_are_refused_or_mean_what_they_say(data: Any) -> None:
     except NotAnAdapter:
         return
     assert parsed.to_bytes() == whole  # accepted: then it is the one encoding of what it says
+
+
+def test_the_unicode_version_that_format_md_names_is_the_least_that_is_read() -> None:
+    """`isprintable` goes by the tables of the Python that runs it: what 14.0 has, every later one has too."""
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+    named = re.search(r"categories C and Z of Unicode (\d+)\.(\d+)", text)
+    assert named is not None and (int(named[1]), int(named[2])) == (14, 0)  # of Python 3.11, the least that is allowed
+    assert tuple(map(int, unicodedata.unidata_version.split(".")))[:2] >= (14, 0)
+    for code in range(0x110000):
+        is_out = unicodedata.category(chr(code))[0] in "CZ" and code != 0x20
+        assert chr(code).isprintable() is not is_out, hex(code)

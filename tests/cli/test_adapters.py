@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from typer.testing import CliRunner
 
+from tinylora.adapter import basis_cache
 from tinylora.adapter.config import AdapterConfig
 from tinylora.cli import app
 from tinylora.config.method import MethodConfig
@@ -18,12 +19,14 @@ from tinylora.config.run import ModelConfig, RunConfig
 from tinylora.config.schema import dump_config
 from tinylora.interop import hub
 from tinylora.interop.card import model_card
+from tinylora.models import fingerprint
 from tinylora.models.bases import remember
 from tinylora.models.fingerprint import Fingerprint
 from tinylora.models.load import load_base_model
 from tinylora.store.adapter import open_adapter
 from tinylora.store.adapter_file import BEST, load_vector, save_vector
 from tinylora.store.own import remember_own
+from tinylora.system import digest
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 RUNNER = CliRunner()
@@ -109,6 +112,22 @@ def test_verify_and_use(trained: Path, tiny_folder: Path, tmp_path: Path) -> Non
     assert "made for another base" in refused("chat", code, "--model", other, "--prompt", "hi")
     assert "not compared" in run("verify", code, "--model", other, "--other-base").stdout
     assert "name a task or recipe with --task" in refused("eval", code)
+
+
+def test_verify_reads_every_weight_whatever_is_remembered(
+    trained: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base with one weight changed and a file that looks as before, even its inode and all its times: as a file
+    system without them, or root, may leave it."""
+    code = run("encode", trained).stdout.strip()
+    for module in (basis_cache, digest, fingerprint):
+        monkeypatch.setattr(module, "file_state", lambda path: [1, 2, 3, 4])
+    run("verify", code)
+    weights = tiny_folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 0x10
+    weights.write_bytes(data)
+    assert "made for another base" in refused("verify", code)
 
 
 def test_exports(trained: Path, tmp_path: Path) -> None:

@@ -588,6 +588,48 @@ def test_a_library_is_compiled_once_and_found_again(forgetful: Path) -> None:
 
 
 @needs_compiler
+def test_a_library_that_another_may_have_put_there_is_not_loaded(
+    forgetful: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It ran as the user who loaded it, from a folder that everyone may write. The compiling is said."""
+    first = library(torch.float32)
+    assert "compiling the rollout kernels" in capfd.readouterr().err
+    assert forgetful.stat().st_mode & 0o777 == 0o700 and first.path.stat().st_mode & 0o022 == 0
+    key = first.path.stem.partition("-")[0]
+    with monkeypatch.context() as as_another:
+        of_another_user(first.path, as_another)
+        assert build._find(forgetful, key) is None
+    first.path.chmod(0o777)
+    assert build._find(forgetful, key) is None
+    library.cache_clear()
+    assert library(torch.float32).path == first.path  # the same bytes, made anew and put in its place
+    assert "compiling the rollout kernels" in capfd.readouterr().err
+    assert build._find(forgetful, key) == first.path
+    of_another_user(forgetful, monkeypatch)
+    library.cache_clear()
+    with pytest.raises(NoKernels, match=r"belongs to another user .*TINYLORA_CACHE"):
+        library(torch.float32)
+
+
+def of_another_user(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root gives it away; anybody else becomes another."""
+    if os.geteuid() == 0:
+        os.chown(path, 54321, 54321)
+    else:
+        mine = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TINYLORA_CACHE", str(tmp_path / "file"))
+    library.cache_clear()
+    with pytest.raises(NoKernels, match=r"they could not be compiled into .*file.*TINYLORA_CACHE"):
+        library(torch.float32)
+    library.cache_clear()
+
+
+@needs_compiler
 def test_a_set_of_instructions_that_onednn_may_not_use_is_not_used_here_either(
     forgetful: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

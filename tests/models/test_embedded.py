@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tinylora.errors import UserError
 from tinylora.models import embedded
 from tinylora.models.base import BaseModel
 from tinylora.models.load import encode_prompt
-from tinylora.system import cache
+from tinylora.system import cache, digest
 from tinylora.system.digest import remembered_sha256
 
 CONTENT = b"GGUF and some weights"
@@ -159,15 +160,23 @@ def test_cache_folder_that_cannot_be_made(
         embedded.embedded_file(small.name)
 
 
-def test_checksums_are_remembered_until_the_file_changes(tmp_path: Path, fresh_cache: Path) -> None:
+def test_checksums_are_remembered_until_the_file_changes(
+    tmp_path: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     stat = file.stat()
     assert remembered_sha256(file) == hashlib.sha256(b"one").hexdigest()
-    file.write_bytes(b"two")
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert remembered_sha256(file) == hashlib.sha256(b"one").hexdigest()  # same size and time: not read
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with monkeypatch.context() as untouched:
+        untouched.setattr(digest, "sha256_of", lambda _: pytest.fail("read again"))
+        assert remembered_sha256(file) == hashlib.sha256(b"one").hexdigest()
+    for _ in range(500):  # the clock of the file system ticks some times in a second
+        file.write_bytes(b"two")
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        if file.stat().st_ctime_ns != stat.st_ctime_ns:
+            break
+        time.sleep(0.01)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)  # it looks untouched
     assert remembered_sha256(file) == hashlib.sha256(b"two").hexdigest()
     for memo in (fresh_cache / "digests").iterdir():
         memo.write_text("{broken")

@@ -1,6 +1,9 @@
 """What base this is: the same however it was loaded, another as soon as a canonical weight differs."""
 
 import hashlib
+import os
+import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,35 @@ def test_it_is_the_hash_that_format_md_specifies(tiny_qwen2: PreTrainedModel) ->
     found = identify(tiny_qwen2).fingerprint
     assert found.shape == hashlib.sha256(f"tinylora/shapes/1\nQwen2ForCausalLM\n{shapes}".encode()).digest()[:4]
     assert found.weights == hashlib.sha256(f"tinylora/weights/1\nQwen2ForCausalLM\n{weights}".encode()).digest()[:8]
+
+
+def test_the_example_of_a_tied_head_in_format_md() -> None:
+    """The page's numbers, by struct and hashlib from its words, and by us."""
+
+    class Tiny(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Module()
+            self.model.embed, self.model.proj = nn.Embedding(3, 2), nn.Linear(2, 2, bias=False)
+            self.lm_head = nn.Linear(2, 3, bias=False)
+            self.lm_head.weight = self.model.embed.weight
+
+    values = {"lm_head.weight": [k / 8 for k in range(-3, 3)], "model.proj.weight": [1.0, -0.5, 0.25, 2.0]}
+    model = Tiny()
+    for name, numbers in values.items():
+        model.get_parameter(name).data.view(-1).copy_(torch.tensor(numbers))
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+    page = text.partition("<!-- tied head -->\n")[2].partition("\n<!-- /tied head -->")[0]
+    lines = ""
+    for name, shape in (("lm_head.weight", "3x2"), ("model.proj.weight", "2x2")):
+        data = b"".join(struct.pack("<f", number)[2:] for number in values[name])
+        lines += f"{name} {shape} {hashlib.sha256(data).hexdigest()}\n"
+    shapes = "".join(line.rpartition(" ")[0] + "\n" for line in lines.splitlines())
+    first = hashlib.sha256(f"tinylora/shapes/1\nTiny\n{shapes}".encode()).digest()[:4]
+    rest = hashlib.sha256(f"tinylora/weights/1\nTiny\n{lines}".encode()).digest()[:8]
+    expected = "".join(f"    {line}\n" for line in lines.splitlines()) + f"\n    fingerprint {(first + rest).hex()}"
+    assert page == expected
+    assert identify(model).fingerprint.hex() == (first + rest).hex()
 
 
 def test_dtypes_shards_and_adapters_do_not_matter(tiny_llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -135,6 +167,25 @@ def test_unchanged_files_are_hashed_once(tiny_folder: Path, fresh_cache: Path, m
         memo.write_text("{")
     assert identify(base.model, base.files).fingerprint == first.fingerprint
     assert len(calls) == 2
+
+
+def test_a_file_that_only_looks_untouched_is_hashed_again(tiny_folder: Path, fresh_cache: Path) -> None:
+    """One weight of it changed, size and time of writing as before: the old fingerprint was still believed."""
+    base = load_base_model(str(tiny_folder), device="cpu", dtype="float32")
+    first = identify(base.model, base.files)
+    (file,) = base.files
+    before, data = file.stat(), bytearray(file.read_bytes())
+    data[-1] ^= 0x10  # the exponent of the last number
+    for _ in range(500):  # the clock of the file system ticks some times in a second
+        file.write_bytes(data)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if file.stat().st_ctime_ns != before.st_ctime_ns:
+            break
+        time.sleep(0.01)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    changed = load_base_model(str(tiny_folder), device="cpu", dtype="float32")
+    assert identify(changed.model, changed.files).fingerprint != first.fingerprint
+    assert remember(changed).fingerprint != first.fingerprint
 
 
 def test_bases_seen_and_differences_in_words(tiny_folder: Path, fresh_cache: Path) -> None:

@@ -8,8 +8,9 @@ import torch
 from tiny_run import ByteTask, quiet, tiny_config
 
 from tinylora.generation.types import Completion
-from tinylora.rollouts.replies import correct, draw_key, mean, score_completion
+from tinylora.rollouts.replies import correct, draw_key, mean, score_completion, stop_at
 from tinylora.rollouts.runtime import Runtime, open_runtime
+from tinylora.serving.chat import _reply
 from tinylora.tasks.base import Item, Message, ScorerError
 
 
@@ -110,3 +111,22 @@ def test_any_item_id_names_its_draws() -> None:
     named = [Item(id=name, question="q", answer="a") for name in ("item-1", "item-2")]
     assert draw_key(hashed) == 0xF  # the first 15 hex digits: what recorded runs were drawn with
     assert len({draw_key(item) for item in named}) == 2 and all(0 <= draw_key(item) < 2**60 for item in named)
+
+
+def test_no_space_is_taken_out_of_what_the_model_wrote(runtime: Runtime) -> None:
+    """Llama 3's tokenizer asks for it (`a , b` to `a, b`, `x != 1` to `x!= 1`), and transformers 5.0 does it."""
+    tokenizer: Any = runtime.base.tokenizer
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    written = "'a , b' if x != 1 else 3 . 5 ? do n't"
+    ids = tuple(tokenizer(written, add_special_tokens=False).input_ids)
+    assert tokenizer.decode(list(ids)) != written  # what it would be
+    done = Completion(
+        request_index=0, sample_index=0, token_ids=ids, finish_reason="stop", logprobs=(0.0,) * len(ids),
+        sampling_logprobs=(0.0,) * len(ids),
+    )  # fmt: skip
+    task = FixedTask({"strict": 1.0, "value_only": 1.0})
+    assert score_completion(runtime.base, task, task.items("test")[0], done).text == written
+    assert _reply(runtime, done).text == written
+    should_stop = stop_at(runtime.base, [" , b"])
+    assert should_stop is not None and should_stop(list(ids[:6]))

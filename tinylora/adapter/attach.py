@@ -12,15 +12,19 @@ from transformers.pytorch_utils import Conv1D
 
 from tinylora.adapter.basis import Factors, model_basis
 from tinylora.adapter.check import agrees, basis_check
-from tinylora.adapter.config import AdapterConfig
+from tinylora.adapter.config import MAX_NUMBERS, AdapterConfig
 from tinylora.adapter.explicit import ExplicitFactors
 from tinylora.adapter.grouping import select_targets, tie_groups
 from tinylora.adapter.layer import AdaptedLinear, Vector, delta_weight, mixing_matrix
 from tinylora.adapter.projection import Float64Array, projection
 from tinylora.adapter.quantised import dequantised, keep_differentiable, quantisation, weight_shape
 from tinylora.errors import UserError
+from tinylora.system.memory import device_memory
+from tinylora.talk import format_bytes
 
 PARAMETER = "tinylora_v"
+P_BYTES = 8 + 4
+"""Of a number of P: the adapter's own in float64, the layer's in float32."""
 
 Shape = tuple[int, int]
 """(out, in) of a linear map."""
@@ -286,6 +290,8 @@ def attach(
     already has an adapter.
     """
     _refuse_second(model)
+    if projections is projection:
+        config.check_projection()
     keep_differentiable(model)
     maps, paths = adapted_paths(model, config)
     factors, excluded = model_basis({path: maps[path] for path in paths}, config, cache_dir, source)
@@ -293,8 +299,25 @@ def attach(
     if not kept:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(excluded.items())[:3])
         raise UserError(f"every target module was left out ({reasons}); choose other targets")
+    groups = tie_groups(kept, config)
+    _refuse_too_much(config, len(kept), max(groups) + 1)
     P = {path: projections(config.seed, path, config.u, config.rank) for path in kept}
-    return _put_on(model, maps, config, kept, tie_groups(kept, config), factors, P, excluded)
+    return _put_on(model, maps, config, kept, groups, factors, P, excluded)
+
+
+def _refuse_too_much(config: AdapterConfig, modules: int, groups: int) -> None:
+    """Raises: UserError for more trained numbers than a file holds, or more of P than this machine's memory does."""
+    if groups * config.u > MAX_NUMBERS:
+        raise UserError(
+            f"{groups:,} tie groups of u = {config.u:,} are {groups * config.u:,} trained numbers, and at most "
+            f"{MAX_NUMBERS:,} are allowed; take a smaller u, or more modules a group"
+        )
+    needed, there = P_BYTES * modules * config.u * config.rank**2, device_memory(torch.device("cpu")).total
+    if needed > there:
+        raise UserError(
+            f"P of {modules} modules with u = {config.u:,} and rank {config.rank} takes {format_bytes(needed)}, and "
+            f"this machine has {format_bytes(there)}; take a smaller u or rank"
+        )
 
 
 def attach_explicit(model: nn.Module, explicit: ExplicitFactors) -> AttachedAdapter:

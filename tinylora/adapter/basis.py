@@ -36,8 +36,8 @@ def model_basis(
 
     weights: by canonical path, a module, or a function that gives its weight (out, in). cache_dir: the cache folder
     (entries lie in its `basis` subfolder); None computes anew. source: the model's files (or their folder), unchanged
-    since the weights were loaded from them; while their path, size and time of change stay the same, weights are not
-    hashed again, only a few rows of each module are. on_progress(done, total) is called while a basis is computed.
+    since the weights were loaded from them; while their path and state (system/digest.py) stay the same, weights
+    are not hashed again, only a few rows of each module are. on_progress(done, total) is called meanwhile.
     Raises: UserError for a rank too large, a packed weight, a value that is not finite, or a cache that cannot be
     written.
     """

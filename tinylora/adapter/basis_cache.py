@@ -15,7 +15,9 @@ from tinylora.adapter.canonical import Weight, raw_weight, round_to_bf16, rounde
 from tinylora.adapter.config import AdapterConfig
 from tinylora.adapter.factors import ALGORITHM, Factors
 from tinylora.errors import UserError
+from tinylora.system.digest import file_state
 from tinylora.system.files import replace_file
+from tinylora.system.paths import ELSEWHERE
 
 Basis = tuple[dict[str, Factors], dict[str, str]]
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
@@ -44,7 +46,7 @@ def cached(
                     found = build()
                     _store(entry, found)
     except OSError as error:
-        raise UserError(f"cannot keep the basis in {folder} ({error}); choose another cache folder") from error
+        raise UserError(f"cannot keep the basis in {folder} ({error}); {ELSEWHERE}") from error
     return _in_order(found, weights)
 
 
@@ -87,8 +89,7 @@ def _stat(source: Path | Sequence[Path]) -> list[list[str | int]]:
     for path in [source] if isinstance(source, Path) else source:
         inside = (file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES) if path.is_dir() else [path]
         files += (file.resolve() for file in inside)
-    stats = [(str(file), file.stat()) for file in sorted(set(files))]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return [[str(file), *file_state(file)] for file in sorted(set(files))]
 
 
 def _read_memo(memo: Path, files: list[list[str | int]]) -> dict[str, tuple[str, str]]:

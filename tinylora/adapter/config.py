@@ -8,6 +8,11 @@ from tinylora.errors import UserError
 Tying = Literal["tiled", "structured", "all", "none"]
 BasisKind = Literal["svd", "random", "sketch", "gradient"]
 
+MAX_NUMBERS = 2**24
+"""Most trained numbers: the method is for 1 to a few thousand, and no header shall ask for more memory than that."""
+MAX_PROJECTION = 2**17
+"""Most numbers of P for one map, u r^2, for the same reason: v may be short and still ask for gigabytes of them."""
+
 
 def count_groups(count: int) -> str:
     """1 tie group, 13 tie groups."""
@@ -46,6 +51,17 @@ class AdapterConfig:
         elif self.tying in ("tiled", "structured"):
             how += f", n_tie {self.n_tie}"
         return f"{count_groups(groups)} ({how})"
+
+    def check_projection(self) -> None:
+        """Raises: UserError for u and rank that give a map more numbers of P than MAX_PROJECTION.
+
+        Not for LoRA-XS, whose P is another one.
+        """
+        if (numbers := self.u * self.rank**2) > MAX_PROJECTION:
+            raise UserError(
+                f"adapter.u = {self.u} and rank {self.rank} give every map {numbers:,} numbers of P; at most "
+                f"{MAX_PROJECTION:,} are allowed (u times rank squared); take a smaller adapter.u or adapter.rank"
+            )
 
     def __post_init__(self) -> None:
         for name in ("rank", "u", "n_tie"):

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tinylora.adapter.config import AdapterConfig, BasisKind
+from tinylora.adapter.config import MAX_NUMBERS, AdapterConfig, BasisKind
 from tinylora.errors import UserError
 
 Float32Array = NDArray[np.float32]
@@ -27,10 +27,6 @@ CRC_BYTES = 4
 DEFAULT_N_TIE = 16
 """What AdapterConfig says where no n_tie is meant."""
 MAX_TARGETS, MAX_TARGET_BYTES = 1024, 256
-MAX_NUMBERS = 2**24
-"""Most trained numbers: the method is for 1 to a few thousand, and no header shall ask for more memory than that."""
-MAX_PROJECTION = 2**17
-"""Most numbers of P for one map, u r^2, for the same reason: v may be short and still ask for gigabytes of them."""
 
 TARGET_SETS: dict[int, frozenset[str]] = {
     1: frozenset({"all-linear"}),
@@ -236,11 +232,7 @@ def _check_counts(config: AdapterConfig, groups: int, u: int) -> None:
         raise UserError(f"v has {groups} tie groups and the settings make {max(1, expected)}")
     if groups * u > MAX_NUMBERS:
         raise UserError(f"v has {groups * u} numbers; at most {MAX_NUMBERS} are allowed in an adapter file")
-    if u * config.rank**2 > MAX_PROJECTION:
-        raise UserError(
-            f"u = {u} and rank {config.rank} give every map {u * config.rank**2:,} numbers of P; at most "
-            f"{MAX_PROJECTION:,} are allowed in an adapter file"
-        )
+    config.check_projection()
 
 
 def _check_values(values: Float32Array) -> None:

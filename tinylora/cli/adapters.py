@@ -80,12 +80,18 @@ def load_base(adapter: "Adapter", model: str, dtype: str = "auto") -> "BaseModel
     )  # fmt: skip
 
 
-def put_on(adapter: "Adapter", base: "BaseModel", other_base: bool = False) -> "AttachedAdapter":
-    """The adapter on its base. Raises: UserError for another base, unless `other_base`."""
+def put_on(
+    adapter: "Adapter", base: "BaseModel", other_base: bool = False, *, hashed: bool = False
+) -> "AttachedAdapter":
+    """The adapter on its base; `hashed`: all weights are read, whatever was remembered of their files.
+
+    Raises: UserError for another base, unless `other_base`.
+    """
     from tinylora.methods.put_on import put_tinylora_on
     from tinylora.models.bases import remember
 
-    return put_tinylora_on(base.model, adapter, files=base.files, other_base=other_base, identity=remember(base))
+    files, identity = () if hashed else base.files, remember(base, hashed=hashed)
+    return put_tinylora_on(base.model, adapter, files=files, other_base=other_base, identity=identity)
 
 
 def complete(adapter: "Adapter", model: str) -> "Adapter":

@@ -36,7 +36,7 @@ def verify(
     other_base: OtherBase = False,
     as_json: Json = False,
 ) -> None:
-    """Check that an adapter is intact and fits a base. Prints what it would change, module by module.
+    """Check that an adapter is intact and fits a base, all of it. Prints what it would change, module by module.
 
     \b
     Examples:
@@ -47,7 +47,7 @@ def verify(
 
     opened = open_adapter(adapter)
     base = load_base(opened, model)
-    attached = put_on(opened, base, other_base)
+    attached = put_on(opened, base, other_base, hashed=True)
     rows = [_change(attached, path, group) for path, group in zip(attached.paths, attached.groups, strict=True)]
     total, weights = (sum(getattr(row, name) ** 2 for row in rows) ** 0.5 for name in ("change", "weight"))
     stated = (

@@ -246,4 +246,6 @@ class RunConfig:
         useful = finite and any(weight != 0 for weight in self.reward.values())
         own = self.method.name == "tinylora" or self.adapter.basis != "gradient"
         require(own, "method.name", "tinylora where adapter.basis is gradient", self.method.name)
+        if self.method.name == "tinylora":
+            self.adapter.check_projection()
         require(useful, "reward", "finite weights of the task's scores, at least one of them not 0", self.reward)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from torch import nn
 
-from tinylora.adapter.attach import AttachedAdapter, attach_explicit
+from tinylora.adapter.attach import AttachedAdapter, attach_explicit, linear_maps, map_shapes, output_head_path
+from tinylora.adapter.grouping import select_targets
 from tinylora.adapter.trained import Trained
 from tinylora.errors import UserError
 from tinylora.methods.build import put_method_on
+from tinylora.methods.estimate import trained_numbers
 from tinylora.methods.one_vector import MethodAdapter
 from tinylora.models.bases import explain_difference
 from tinylora.models.fingerprint import Identity, identify
@@ -45,6 +47,7 @@ def put_on(
         attached: AttachedAdapter | MethodAdapter = attach_explicit(model, adapter.explicit)
     else:
         assert adapter.config is not None
+        _check_count(model, adapter)
         attached = put_method_on(
             model, adapter.method, adapter.config, cache_dir=cache_dir(), source=list(files) or None
         )
@@ -55,6 +58,21 @@ def put_on(
         attached.detach()
         raise
     return attached
+
+
+def _check_count(model: nn.Module, adapter: Adapter) -> None:
+    """Raises: UserError for other numbers than the method trains on this model, before its layers are made."""
+    if adapter.method.name in ("tinylora", "lora-xs"):
+        return  # u is held against v where the file is read, and P against the memory where it is made
+    assert adapter.config is not None
+    parameters = sum(weight.numel() for weight in model.parameters() if weight.is_floating_point())
+    paths = select_targets(list(linear_maps(model)), adapter.config.targets, output_head_path(model))
+    wanted = trained_numbers(adapter.method, map_shapes(model, paths), parameters)
+    if adapter.v.numel() != wanted:
+        raise UserError(
+            f"{adapter.label} holds {adapter.v.numel():,} numbers, and {adapter.method.describe()} has {wanted:,} on "
+            "this base; give its own base, or restore the file"
+        )
 
 
 def put_tinylora_on(

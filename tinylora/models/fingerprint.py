@@ -23,7 +23,7 @@ from tinylora.adapter.layer import AdaptedLinear
 from tinylora.adapter.projection import uniform_integers
 from tinylora.adapter.quantised import dequantised, quantisation, weight_shape
 from tinylora.system.cores import available_threads
-from tinylora.system.digest import save_memo
+from tinylora.system.digest import file_state, save_memo
 from tinylora.system.paths import cache_dir
 
 SHAPE_BYTES, WEIGHT_BYTES = 4, 8
@@ -81,8 +81,8 @@ class Identity:
 def identify(model: nn.Module, files: Sequence[Path] = ()) -> Identity:
     """The identity of a model, with or without an adapter on it.
 
-    files: the weight files it was loaded from and that it still agrees with; while their path, size and time of change
-    stay the same, nothing is hashed again. Leave them out for weights that were changed in memory.
+    files: the weight files it was loaded from and that it still agrees with; while their path and state (system/
+    digest.py) stay the same, nothing is hashed again. Leave them out for weights that were changed in memory.
     """
     memo = _memo(files, model) if files else None
     if memo is not None and (known := _read(memo)) is not None:
@@ -185,9 +185,9 @@ def _signs() -> Tensor:
 def _memo(files: Sequence[Path], model: nn.Module) -> Path:
     """Keyed by the files and by what the model took of them: another config.json takes other tensors, and quantising
     makes others of them, which may hang on the dtype that the model was loaded in."""
-    stats = [(str(path.resolve()), path.stat()) for path in sorted(files)]
+    stats = [[str(path.resolve()), *file_state(path)] for path in sorted(files)]
     taken = [[path, _shape(weight), *_made(weight, model)] for path, weight in base_tensors(model).items()]
-    key = json.dumps([type(model).__name__, taken, *[[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])
+    key = json.dumps([type(model).__name__, taken, *stats])
     return cache_dir() / "digests" / f"base-{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 

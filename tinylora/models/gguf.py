@@ -29,6 +29,7 @@ from tinylora.models.gguf_header import GgufHeader, read_header, refuse_part
 from tinylora.models.loading_report import refuse_missing, some_of
 from tinylora.models.names import refuse_adapter
 from tinylora.models.quiet import quiet
+from tinylora.models.sizes import check_header, larger_than_files
 from tinylora.system.digest import remembered_sha256, sha256_of
 from tinylora.system.paths import cache_dir
 from tinylora.system.progress import Bar
@@ -125,6 +126,7 @@ def _read(gguf: Path, bar: Bar) -> tuple[Any, Any]:
     refuse_adapter(gguf.parent, gguf.name, "move one of them into another folder")
     header = read_header(gguf)
     refuse_part(gguf, header)
+    check_header(str(gguf), header)
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32, "output_loading_info": True}
     config_class = getattr(transformers, "GgufConfig", None)
@@ -136,7 +138,10 @@ def _read(gguf: Path, bar: Bar) -> tuple[Any, Any]:
         with quiet(), contextlib.redirect_stderr(_Heard(bar)):
             _refuse_scaled_positions(gguf)
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+            config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            if reason := larger_than_files(config, 8 * gguf.stat().st_size):
+                raise UserError(f"the GGUF file {gguf} {reason}")
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, config=config, **options)
     except (MemoryError, UserError):
         raise
     except Exception as error:  # the parsers raise nearly anything on a truncated file

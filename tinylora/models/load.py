@@ -5,20 +5,20 @@ cases: a model in eval mode that nothing trains, its tokenizer, and the facts ab
 needs.
 """
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from tinylora.adapter.quantised import keep_differentiable
 from tinylora.errors import UserError
 from tinylora.models.base import BaseModel
+from tinylora.models.damage import explain, refuse_damaged
 from tinylora.models.embedded import EMBEDDED, embedded_file
 from tinylora.models.gguf import converted_folder
 from tinylora.models.hub import hub_folder
-from tinylora.models.loading_report import heard_misfits, refuse_missing, say_unexpected, some_of
+from tinylora.models.loading_report import heard_misfits, refuse_missing, say_unexpected
 from tinylora.models.names import Source, refuse_adapter, resolve_name, weight_files
 from tinylora.models.prompt import encode_prompt
 from tinylora.models.quantise import (
@@ -29,6 +29,8 @@ from tinylora.models.quantise import (
     transformers_config,
 )
 from tinylora.models.quiet import quiet
+from tinylora.models.shards import check_shards
+from tinylora.models.sizes import bits_of, check_sizes, larger_than_files
 from tinylora.system.device import resolve_device, resolve_dtype
 from tinylora.system.digest import remembered_sha256
 
@@ -120,8 +122,7 @@ def _load(
     source: Source, folder: Path, dtype: torch.dtype, trust_remote_code: bool, quantization: str, device: torch.device
 ) -> tuple[Any, Any]:
     """Model and tokenizer of a transformers folder; a quantised model is on its device already."""
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
     code = {"trust_remote_code": trust_remote_code}
     packed: dict[str, Any] = {}
@@ -130,6 +131,9 @@ def _load(
     misfits: list[str] = []
     try:
         with quiet(), heard_misfits(misfits), own_mappings() if packed else nullcontext():
+            refuse_damaged(source, folder, "generation_config.json")  # which transformers would pass over
+            check_shards(source.name, folder)
+            check_sizes(source.name, PreTrainedConfig.get_config_dict(folder)[0])
             config = AutoConfig.from_pretrained(folder, **code)
             _check_causal(source, config, trust_remote_code)
             if packed and getattr(config, "quantization_config", None):
@@ -139,13 +143,17 @@ def _load(
                     "checkpoint that it was made from"
                 )
             tokenizer = AutoTokenizer.from_pretrained(folder, **code)
+            checked = bool(weight_files(folder)) and not trust_remote_code
+            if checked and (reason := larger_than_files(config, bits_of(folder))):
+                refuse_damaged(source, folder)
+                raise UserError(f"the model {source.name} {reason}")
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True, **code, **packed
             )
-    except (UserError, torch.OutOfMemoryError):
+    except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, LookupError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
-        _explain(source, error, misfits)
+    except Exception as error:  # libraries raise nearly anything on a damaged file
+        explain(source, error, folder, misfits)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
             f"transformers has put a PEFT adapter on {source.name}, which was to be the base alone; give the model "
@@ -170,30 +178,6 @@ def _check_causal(source: Source, config: Any, trust_remote_code: bool) -> None:
             f"{source.name} is not a causal language model (model type {config.model_type}, "
             f"{', '.join(stated) or 'no architecture named'}); give a model that generates text"
         )
-
-
-def _explain(source: Source, error: Exception, misfits: Sequence[str] = ()) -> NoReturn:
-    """Raise one sentence for what transformers raised. `misfits`: tensors that do not fit, where it named some."""
-    import transformers
-
-    text = " ".join(str(error).split())
-    short = text if len(text) <= 240 else f"{text[:240]}…"
-    if misfits:
-        advice = (
-            f"has weights that are not those of its config.json ({some_of(misfits)} of other shapes, or not complete); "
-            "fetch it again, whole"
-        )
-    elif "trust_remote_code" in text:
-        advice = "brings code of its own; set model.trust_remote_code=true if you trust that repository"
-    elif "does not recognize this architecture" in text or "Unrecognized model" in text or isinstance(error, KeyError):
-        advice = f"has an architecture that transformers {transformers.__version__} does not know ({short})"
-    elif type(error).__name__ == "SafetensorError":
-        advice = f"has a damaged weight file ({short}); fetch it again"
-    elif "no file named" in text:
-        advice = f"has no weight file ({short})"
-    else:
-        advice = f"could not be loaded ({type(error).__name__}: {short})"
-    raise UserError(f"the model {source.name} {advice}") from error
 
 
 def _ids(value: int | list[int] | None) -> tuple[int, ...]:

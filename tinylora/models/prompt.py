@@ -8,6 +8,7 @@ from tinylora.errors import UserError
 from tinylora.models.control import control_tokens, cut, encode_in_pieces, found_in, free_mark
 from tinylora.models.faithful import check_shown
 from tinylora.models.template import NOTHING, Handed, render
+from tinylora.models.text import text_of
 
 if TYPE_CHECKING:
     from tinylora.models.base import BaseModel
@@ -119,7 +120,7 @@ def unknown_end(base: "BaseModel", handed: Handed = NOTHING) -> str:
     behind = _behind_a_reply(base, handed) if base.has_chat_template else []
     if not behind or any(token in base.stop_token_ids for token in behind):
         return ""
-    text = str(base.tokenizer.decode(behind[:1]))
+    text = text_of(base, behind[:1], special=True)
     return text if text in control_tokens(base) else ""
 
 

@@ -87,7 +87,7 @@ def reach(model: nn.Module, adapted: Collection[str]) -> Reach:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, str, int]]:
-    """Path in the bare model, kind, and count of every weight, tied ones once and packed ones as what they stand for."""
+    """Path in the bare model, kind and count of every weight: tied ones once, packed ones as what they stand for."""
     maps, head = linear_maps(model), output_head_path(model)
     seen: set[int] = set()
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}

@@ -8,6 +8,7 @@ from torch import nn
 from tinylora.config.run import ModelConfig
 from tinylora.errors import UserError
 from tinylora.models.quiet import quiet
+from tinylora.models.sizes import check_sizes
 
 
 def _dims(
@@ -43,10 +44,11 @@ def shape_model(config: ModelConfig) -> tuple[nn.Module, str]:
     A model of KNOWN_SHAPES needs neither files nor network. Other hub ids fetch config.json only; a GGUF file is
     unpacked once. Raises: UserError for a model that is missing or not known.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+    from tinylora.models.damage import explain
     from tinylora.models.hub import hub_folder
-    from tinylora.models.load import _explain, _local_folder
+    from tinylora.models.load import _local_folder
     from tinylora.models.names import resolve_name
 
     source = resolve_name(config.name)
@@ -54,24 +56,25 @@ def shape_model(config: ModelConfig) -> tuple[nn.Module, str]:
         kind, dims = KNOWN_SHAPES[config.name]
         model_config, origin = AutoConfig.for_model(kind, **dims), "its known dimensions, nothing was loaded"
     else:
+        folder = None
         try:
             with quiet():
-                if source.kind == "hub":
-                    model_config = AutoConfig.from_pretrained(
-                        source.name, revision=config.revision or None, trust_remote_code=config.trust_remote_code
-                    )
-                else:
+                where: dict[str, Any] = {"revision": config.revision or None} if source.kind == "hub" else {}
+                if source.kind != "hub":
                     folder, _, _ = _local_folder(source, config.revision, config.trust_remote_code)
-                    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        except (OSError, ValueError, LookupError) as error:
-            if isinstance(error, UserError):
-                raise
+                found = folder or source.name
+                check_sizes(source.name, PreTrainedConfig.get_config_dict(found, **where)[0])
+                model_config = AutoConfig.from_pretrained(found, trust_remote_code=config.trust_remote_code, **where)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # libraries raise nearly anything on a damaged file
             if source.kind == "hub":  # says in its own words that the hub cannot be reached, or has no such model
-                hub_folder(source.name, config.revision, config.trust_remote_code)
-            _explain(source, error)
+                folder, _ = hub_folder(source.name, config.revision, config.trust_remote_code)
+            explain(source, error, folder)
         origin = "its config.json"
     try:
         with torch.device("meta"), quiet():
             return AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code), origin
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{config.name} is not a causal language model that transformers knows ({error})") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{config.name} is not a causal language model that transformers knows ({reason})") from error

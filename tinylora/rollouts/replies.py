@@ -12,6 +12,7 @@ import numpy as np
 from tinylora.errors import UserError
 from tinylora.generation.types import Completion
 from tinylora.models.base import BaseModel
+from tinylora.models.text import text_of
 from tinylora.tasks.base import Item, ScorerError, Task, shorten
 
 
@@ -81,8 +82,7 @@ def is_score(value: Any) -> bool:
 
 def decode(base: BaseModel, completion: Completion) -> str:
     """The completion's text without special tokens."""
-    text: str = base.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
-    return text
+    return text_of(base, completion.token_ids)
 
 
 def stop_at(base: BaseModel, stop_strings: Sequence[str]) -> Callable[[list[int]], bool] | None:
@@ -95,7 +95,7 @@ def stop_at(base: BaseModel, stop_strings: Sequence[str]) -> Callable[[list[int]
     tail = max(len(text.encode()) for text in stop_strings) + 8
 
     def should_stop(token_ids: list[int]) -> bool:
-        text = base.tokenizer.decode(token_ids[-tail:], skip_special_tokens=False)
+        text = text_of(base, token_ids[-tail:], special=True)
         return any(stop in text for stop in stop_strings)
 
     return should_stop

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tinylora.generation.types import Completion, Request, SamplingParams
+from tinylora.models.text import text_of
 from tinylora.rollouts.runtime import Runtime
 from tinylora.tasks.base import Message
 from tinylora.tasks.prompt import Prompt
@@ -70,7 +71,7 @@ def reply_pair(
 
 
 def _reply(runtime: Runtime, completion: Completion) -> ChatReply:
-    text = str(runtime.base.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+    text = text_of(runtime.base, completion.token_ids)
     return ChatReply(text=text, num_tokens=len(completion.token_ids), stopped=completion.finish_reason == "stop")
 
 

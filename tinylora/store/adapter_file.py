@@ -57,4 +57,18 @@ def load_vector(path: Path) -> tuple[Tensor, RunConfig]:
         )
     if "config" not in metadata:
         raise UserError(f"{file} is inconsistent: it holds no settings; restore it, or resume the run that wrote it")
-    return v, parse_recipe(metadata["config"], str(file))
+    config = parse_recipe(metadata["config"], str(file))
+    _check_shape(v, config, file)
+    return v, config
+
+
+def _check_shape(v: Tensor, config: RunConfig, file: Path) -> None:
+    """Raises: UserError for settings that are those of another v; before anything is made by them."""
+    name, rank = config.method.name, config.method.rank
+    wanted = {"tinylora": config.adapter.u, "lora-xs": rank * rank}.get(name)
+    if wanted is not None and v.shape[1] != wanted:
+        key, value = ("adapter.u", wanted) if name == "tinylora" else ("method.rank", rank)
+        raise UserError(
+            f"{file} is inconsistent: its v has {v.shape[1]:,} numbers a tie group, and its settings ({key} = "
+            f"{value:,}) make {wanted:,}; restore it, or resume the run that wrote it"
+        )

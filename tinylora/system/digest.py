@@ -1,4 +1,8 @@
-"""SHA-256 of large files, remembered by path, size and time of change so that an untouched file is read once."""
+"""SHA-256 of large files, remembered by path and state so that an untouched file is read once.
+
+The state is the size, the time of the last write, the time of the last change of any kind, and the inode. A program can
+set the second as it likes, so that a changed file looks untouched; it cannot set the third.
+"""
 
 import hashlib
 import json
@@ -20,12 +24,17 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_state(path: Path) -> list[int]:
+    """What tells that a file has changed, without reading it."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
 def remembered_sha256(path: Path) -> str:
-    """The hex SHA-256 of a file; computed again only if its size or time of change differ from the last time."""
+    """The hex SHA-256 of a file; computed again only if its state differs from the last time."""
     path = path.resolve()
     memo = _memo_file(path)
-    stat = path.stat()
-    key = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    key = {"path": str(path), "state": file_state(path)}
     try:
         known = json.loads(memo.read_text())
         if {name: known[name] for name in key} == key:

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+ELSEWHERE = "choose another folder with TINYLORA_CACHE"
+"""What to do where the cache folder cannot be used."""
+
 
 def cache_dir() -> Path:
     """The folder for everything that can be fetched or computed again; it may not exist yet.

@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from tinylora.system.device import cpu_flags, withheld_flags
-from tinylora.system.paths import cache_dir
+from tinylora.system.paths import ELSEWHERE, cache_dir
+from tinylora.system.private import NotPrivate, is_private, make_private
+from tinylora.talk import say_to_stderr
 
 SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi")
@@ -42,9 +44,10 @@ def compiler() -> str | None:
 
 @functools.cache
 def library(dtype: torch.dtype) -> Library:
-    """The kernels for bfloat16 or float32, from the cache folder, compiled there first if need be (about 2 seconds).
+    """The kernels for bfloat16 or float32, from the cache folder, compiled there first if need be, which is said.
 
-    Raises: NoKernels if there is no compiler, it fails, or the dtype has no kernels.
+    Raises: NoKernels if there is no compiler, it fails, the dtype has no kernels, or other users may write where they
+    lie: a library runs as who loads it.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         raise NoKernels(f"they are written for bfloat16 and float32, not {str(dtype).removeprefix('torch.')}")
@@ -61,6 +64,12 @@ def library(dtype: torch.dtype) -> Library:
         :16
     ]
     folder = cache_dir() / "kernels"
+    try:
+        make_private(folder)
+    except OSError as error:
+        raise NoKernels(f"they could not be compiled into {folder} ({error.strerror or error}); {ELSEWHERE}") from error
+    except NotPrivate as error:
+        raise NoKernels(str(error)) from error
     path = _find(folder, key) or _compile(cc, folder, key, withheld, bf16=dtype == torch.bfloat16)
     try:
         return Library(path, ctypes.CDLL(str(path)))
@@ -80,25 +89,30 @@ def _digest(path: Path) -> str:
 
 
 def _find(folder: Path, key: str) -> Path | None:
-    """The compiled library, whole: its name ends in its digest, because loading one cut off kills the process."""
+    """The compiled library, whole: its name ends in its digest, because loading one cut off kills the process.
+
+    One that belongs to another user, or that others may write, is passed over, and compiled anew.
+    """
     try:
-        return next((path for path in folder.glob(f"{key}-*.so") if path.stem == f"{key}-{_digest(path)}"), None)
+        own = [path for path in folder.glob(f"{key}-*.so") if is_private(path)]
+        return next((path for path in own if path.stem == f"{key}-{_digest(path)}"), None)
     except OSError:
         return None
 
 
 def _compile(cc: str, folder: Path, key: str, withheld: tuple[str, ...], *, bf16: bool) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        say_to_stderr(f"compiling the rollout kernels for this processor into {folder} (once, some seconds) ...")
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             made = Path(temporary) / "kernels.so"
             for variant in _VARIANTS:
                 command = [cc, *_FLAGS, *variant, *withheld, f"-DBF16={int(bf16)}", str(SOURCE), "-o", str(made), "-lm"]
                 run = subprocess.run(command, capture_output=True, text=True)
                 if run.returncode == 0:
+                    made.chmod(0o700)
                     # Another process may do the same at the same time: the last one wins, whole.
                     return made.replace(folder / f"{key}-{_digest(made)}.so")
     except OSError as error:
-        raise NoKernels(f"they could not be compiled into {folder} ({error})") from error
+        raise NoKernels(f"they could not be compiled into {folder} ({error}); {ELSEWHERE}") from error
     reason = next((line for line in run.stderr.splitlines() if "error" in line), run.stderr.strip()[:200])
     raise NoKernels(f"{cc} failed on {SOURCE.name}: {reason}")
