@@ -308,5 +308,5 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cache folder"):
+    with pytest.raises(UserError, match="choose another folder with TINYLORA_CACHE"):
         model_basis(some_modules(), AdapterConfig(), tmp_path / "file")
