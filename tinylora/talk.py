@@ -15,8 +15,17 @@ Say = Callable[[str], None]
 
 
 def say_to_stderr(text: str) -> None:
-    """Talk goes to stderr, results to stdout."""
-    print(harmless(text), file=sys.stderr, flush=True)
+    """Talk goes to stderr, results to stdout.
+
+    Where it cannot be written (a terminal that is gone, a full disk under a log) it is lost, and the work goes on; a
+    reader that has closed the pipe has had enough of both.
+    """
+    try:
+        print(harmless(text), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def show(text: str, *, end: str = "\n", flush: bool = False) -> None:

@@ -168,7 +168,7 @@ def test_a_full_disk_is_one_sentence(fake_train: SimpleNamespace, tmp_path: Path
 
 def test_another_os_error_is_not_taken_for_a_full_disk(fake_train: SimpleNamespace, tmp_path: Path) -> None:
     def other() -> None:
-        raise OSError(errno.EIO, "I/O error")
+        raise OSError(errno.ECHILD, "No child processes")
 
     fake_train.then = other
     assert tinylora_("train", "demo", "--out", str(tmp_path)).exit_code == 1
@@ -278,7 +278,7 @@ def test_eval_prints_a_table_or_json(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--items", "{tmp}"), "cannot write {tmp} (Is a directory); choose another place"),
+        (("--items", "{tmp}"), "{tmp} is a folder; give a file"),
         (("--items", "{tmp}/file/x.jsonl"), "cannot write {tmp}/file/x.jsonl ("),
         (("--untrained", "{tmp}/file/x.jsonl"), "cannot write {tmp}/file/x.jsonl ("),
         (("--controls", "--out", "{tmp}/file"), "cannot write {tmp}/file/evidence.json ("),
@@ -330,7 +330,9 @@ def test_eval_writes_items_and_takes_the_untrained_models_from_a_file(
     assert said["strict"]["tuned"]["correct"] == sum(row["strict"] >= 1 for row in rows[5:])
     assert "untrained: 5/5 items" in first.stderr
     before = items.read_text()
-    again = tinylora_(*words)
+    refused = tinylora_(*words)
+    assert refused.exit_code == 2 and "exists; choose another file, or replace it with --force" in refused.stderr
+    again = tinylora_(*words, "--force")
     assert "untrained model's replies are taken from" in again.stderr and "untrained: 5/5" not in again.stderr
     assert items.read_text() == before and json.loads(again.stdout) == said
     kept = [json.loads(line) for line in untrained.read_text().split("\n") if line]
@@ -339,7 +341,7 @@ def test_eval_writes_items_and_takes_the_untrained_models_from_a_file(
     other = tinylora_("eval", str(run), "--num-items", "6", "--untrained", str(untrained))
     assert other.exit_code == 2 and "holds replies to something else (protocol" in other.stderr
     untrained.write_text(untrained.read_text().replace('"base": "', '"base": "ff'))
-    other = tinylora_(*words)
+    other = tinylora_(*words, "--force")
     assert other.exit_code == 2 and "holds replies to something else (base" in other.stderr
     # Nor for another base that the same adapter is put on.
     untrained.unlink()

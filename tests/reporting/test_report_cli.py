@@ -42,7 +42,7 @@ def test_the_same_report_twice_is_the_same_byte_by_byte(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"demo-{i}", seed=i, num_items=12, steps=2) for i in range(2)]
     found = []
     for _ in range(2):
-        assert tinylora_(*runs, "--out", tmp_path / "x.html").exit_code == 0
+        assert tinylora_(*runs, "--out", tmp_path / "x.html", "--force").exit_code == 0
         files = [tmp_path / "x.html", *(tmp_path / "x_files").iterdir()]
         found.append({path.name: path.read_bytes() for path in files})
     assert found[0] == found[1]
@@ -110,7 +110,7 @@ def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out, sentence in (
         (tmp_path, "is a folder; --out names the page"),
-        (tmp_path / "file" / "x.html", "cannot be written"),
+        (tmp_path / "file" / "x.html", "cannot write"),
     ):
         result = tinylora_(run, "--out", out)
         assert result.exit_code == 2 and sentence in result.stderr, result.stderr
@@ -133,5 +133,5 @@ def test_a_failed_write_keeps_the_old_page(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("os.replace", full)
     result = tinylora_(run, "--seed", "1")
-    assert result.exit_code == 2 and "the disk is full" in result.stderr
+    assert result.exit_code == 2 and "no room to write in" in result.stderr
     assert (run / "report.html").read_bytes() == before and not list(run.glob("*.tmp"))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_bad_places_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="a run's name must be"):
             RunFolder.create(tmp_path, name, RunConfig(), {})
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write in .*file"):
+    with pytest.raises(UserError, match=r"cannot write .*file"):
         RunFolder.create(tmp_path / "file", "demo", RunConfig(), {})
 
 
@@ -237,11 +238,66 @@ def test_resumed_files_equal_those_of_an_uninterrupted_run(tmp_path: Path, torn:
     assert cut.samples_path.read_bytes() == whole.samples_path.read_bytes()
 
 
-def test_resume_without_checkpoint_starts_over(folder: RunFolder) -> None:
+def test_resume_before_the_first_checkpoint_starts_over(folder: RunFolder) -> None:
+    """Killed after the untrained model's validation, which the first checkpoint follows at once."""
     with folder.lock():
-        run_steps(folder, 0, 3, checkpoint=False)
+        run_steps(folder, 0, 1, checkpoint=False)
         assert folder.resume() is None
     assert folder.metrics_path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("removed", ["files", "folder", "and metrics"])
+def test_resume_without_the_checkpoint_of_steps_is_refused(folder: RunFolder, removed: str) -> None:
+    """Once it started at step 1, and cut the metrics of a finished run to nothing."""
+    with folder.lock():
+        run_steps(folder, 0, 3)
+    (folder.path / "adapter.safetensors").write_bytes(b"of the finished run")
+    if removed == "and metrics":
+        folder.metrics_path.unlink()
+    if removed == "folder":
+        shutil.rmtree(folder.checkpoint_dir)
+    else:
+        for path in folder.checkpoint_dir.iterdir():
+            path.unlink()
+    before = contents(folder)
+    with (
+        folder.lock(),
+        pytest.raises(UserError, match=r"has (2 steps in metrics\.jsonl|a trained adapter\.safetensors) and no check"),
+    ):
+        folder.resume()
+    assert contents(folder) == before
+
+
+def contents(folder: RunFolder) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def test_logs_far_ahead_of_the_checkpoint_are_kept(folder: RunFolder) -> None:
+    """Such as of a run whose checkpoint was brought back from a backup."""
+    with folder.lock():
+        run_steps(folder, 0, 2)
+        run_steps(folder, 2, 9, checkpoint=False)
+        before = folder.metrics_path.read_bytes()
+        folder.resume()
+    assert len(read_jsonl(folder.metrics_path)) == 2
+    assert (folder.path / "metrics.jsonl.old").read_bytes() == before
+    with folder.lock():
+        run_steps(folder, 2, 3, checkpoint=False)
+        folder.resume()  # a step ahead, as a kill leaves it: nothing to keep
+    assert (folder.path / "metrics.jsonl.old").read_bytes() == before
+
+
+@needs_posix
+def test_resume_cuts_nothing_through_a_link(folder: RunFolder) -> None:
+    with folder.lock():
+        run_steps(folder, 0, 3)
+    victim = folder.path.parent / "victim"
+    folder.metrics_path.rename(victim)
+    victim.write_bytes(victim.read_bytes() + b"mine\n")
+    folder.metrics_path.symlink_to(victim)
+    with folder.lock(), pytest.raises(UserError, match=r"symbolic link|is a link"):
+        folder.resume()
+    assert victim.read_bytes().endswith(b"mine\n")
 
 
 def test_resume_refuses_a_file_that_lost_lines(folder: RunFolder) -> None:
@@ -250,7 +306,14 @@ def test_resume_refuses_a_file_that_lost_lines(folder: RunFolder) -> None:
         os.truncate(folder.metrics_path, 5)
         with pytest.raises(UserError, match=r"metrics\.jsonl holds 5 bytes but had \d+"):
             folder.resume()
-    assert folder.samples_path.stat().st_size > 0
+        before = folder.samples_path.read_bytes()
+        folder.metrics_path.write_bytes(b"x" * 1000)  # longer, and not what it was
+        with pytest.raises(UserError, match=r"metrics\.jsonl is not as it was at the last checkpoint"):
+            folder.resume()
+        folder.metrics_path.unlink()
+        with pytest.raises(UserError, match=r"metrics\.jsonl holds 0 bytes but had \d+"):
+            folder.resume()
+    assert folder.samples_path.read_bytes() == before != b""
 
 
 # --- lock ---

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -225,3 +227,26 @@ def test_the_pages_figures_kept_their_width() -> None:
     """The report's phones: panels and width were added for this figure alone."""
     assert WIDTH == 3.9
     assert dial.PANELS[0][0] == "strict"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="FIFOs are POSIX")
+def test_the_figure_replaces_its_own_files_and_no_others(results: Path, tmp_path: Path) -> None:
+    for _ in range(2):  # beside the results, where it is drawn anew each time
+        assert figure_(str(results)).exit_code == 0
+    mine = tmp_path / "mine.csv"
+    mine.write_text("mine")
+    refused = figure_(str(results), "--out", str(tmp_path / "mine.png"))
+    assert refused.exit_code == 2 and "mine.csv exists; choose another file" in refused.stderr
+    assert mine.read_text() == "mine" and not (tmp_path / "mine.png").exists()
+    assert figure_(str(results), "--out", str(tmp_path / "mine.png"), "--force").exit_code == 0
+    assert mine.read_text() != "mine"
+    for name, begins in (("fifo", b"\x89PNG"), ("fifo.svg", b"<"), ("fifo.csv", b"results,cell")):
+        os.mkfifo(tmp_path / name)
+        read: list[bytes] = []
+        reader = threading.Thread(target=lambda n=name, r=read: r.append((tmp_path / n).read_bytes()), daemon=True)
+        reader.start()
+        assert json.loads(figure_(str(results), "--out", str(tmp_path / name), "--json").stdout)["files"] == [
+            str(tmp_path / name)
+        ]
+        reader.join(timeout=60)
+        assert read[0].startswith(begins) and (tmp_path / name).is_fifo()

@@ -23,6 +23,7 @@ from tinylora.config.recipe import load_recipe
 from tinylora.config.schema import dump_config
 from tinylora.errors import UserError
 from tinylora.sweeps import driver as driver_module
+from tinylora.sweeps import talk as talk_module
 from tinylora.sweeps.driver import Driver, kind_of, left_in_words, seconds_left
 from tinylora.sweeps.plan import check_same, load_sweep
 from tinylora.sweeps.state import RunState, choose, read_state, untrained_key, validation
@@ -523,6 +524,31 @@ def test_stopping_ends_the_children_though_the_results_cannot_be_written(
     driver._stop()
     assert process.returncode == 0 and driver.children == []
     assert said[-1].endswith("results.json is not up to date (half imported); the same command makes it so")
+
+
+def test_a_child_that_prints_for_ever_has_a_bounded_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wrote 320 MB in 10 s, and would have filled the disk. Its beginning and its end are kept."""
+    monkeypatch.setattr(talk_module, "MOST_TALK_BYTES", 100_000)
+    monkeypatch.setattr(talk_module, "KEPT_TALK_BYTES", 10_000)
+    printing = "import sys\nprint('begin')\nfor i in range(2_000_000): print('again and again', i)\nsys.exit('the end')"
+    sweep = load_sweep(sweep_file(tmp_path))
+    driver = Driver(
+        sweep, tmp_path / "out", jobs=1, threads=1, command=[sys.executable, "-c", printing], say=lambda _: None
+    )
+    driver.run()
+    (talk,) = tmp_path.glob("out/cells/*/*/talk.txt")
+    text = talk.read_text()
+    assert talk.stat().st_size <= 100_000 and "bytes are left out here]" in text
+    assert text.startswith("$ tinylora train") and "\nbegin\n" in text and text.endswith("the end\n")
+    (failure,) = [state.failure for state in driver.states.values()]
+    assert failure is not None and failure.lines[-1] == "the end"
+
+
+def test_a_line_without_an_end_is_not_kept_whole(tmp_path: Path) -> None:
+    path = tmp_path / "talk.txt"
+    path.write_bytes(b"x" * 50_000)
+    assert [len(line) for line in talk_module.last_lines(path, 0)] == [1003]
+    assert talk_module.last_lines(path, 60_000) == talk_module.last_lines(path, 0)  # cut since
 
 
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path) -> None:

@@ -166,6 +166,21 @@ def test_a_changed_setting_is_refused_on_resume(tiny_folder: Path, tmp_path: Pat
     assert (run / "config.toml").read_bytes() == before
 
 
+def test_nothing_is_cut_before_a_resume_is_certain(tiny_folder: Path, tmp_path: Path) -> None:
+    """Once the logs were cut back to the checkpoint, and the questions looked at afterwards."""
+    run = start(tiny_folder, tmp_path, train={"steps": 2}).run
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 3}\n')
+    before = {path.name: path.read_bytes() for path in run.glob("*.jsonl")}
+    with pytest.raises(UserError, match="the questions of task bytes are not those"):
+        resume(run, task=ByteTask(size=6), say=quiet)
+    for path in (run / "checkpoint").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"has 3 steps in metrics\.jsonl and no checkpoint to go on from"):
+        resume(run, task=ByteTask(), say=quiet)
+    assert {path.name: path.read_bytes() for path in run.glob("*.jsonl")} == before
+
+
 def test_fewer_steps_than_are_done_are_refused_on_resume(tiny_folder: Path, tmp_path: Path) -> None:
     """Once accepted: config.toml then said 3 of an adapter that had learned for 4."""
     whole = start(tiny_folder, tmp_path, train={"steps": 4})

@@ -42,11 +42,11 @@ def fits_a_code(data: bytes) -> bool:
 
 
 def from_code(text: str) -> bytes:
-    """The bytes that a code stands for; spaces and line ends in it do not count.
+    """The bytes that a code stands for; spaces and line ends in it do not count, nor do dashes behind the prefix.
 
     Raises: NotAnAdapter, one sentence, for anything that `to_code` does not write.
     """
-    code = re.sub(r"\s", "", text)
+    code = _joined(text)
     if not code.isascii():  # before upper(), which turns letters of other alphabets into ours
         place, character = next((i, c) for i, c in enumerate(code, 1) if not c.isascii())
         raise NotAnAdapter(f"character {place} of the code is {character!r}, which no code has")
@@ -75,7 +75,14 @@ def from_code(text: str) -> bytes:
 
 def looks_like_a_code(text: str) -> bool:
     """Whether somebody who wrote this meant a code."""
-    return text.strip()[: len(PREFIX)].isascii() and text.strip().upper().startswith(PREFIX)
+    begins = _joined(text[:100])[: len(PREFIX)]
+    return begins.isascii() and begins.upper() == PREFIX
+
+
+def _joined(text: str) -> str:
+    """A code that was cut in pieces, by spaces, line ends or dashes, as one. A dash is between two characters."""
+    one = re.sub(r"\s", "", text)
+    return one[: len(PREFIX)] + re.sub(r"(?<=[0-9A-Za-z])-(?=[0-9A-Za-z])", "", one[len(PREFIX) :])
 
 
 def _symbols(data: bytes) -> list[int]:

@@ -5,7 +5,8 @@ so that `--help` stays fast.
 """
 
 import os
-from typing import Annotated
+import sys
+from typing import Annotated, TextIO
 
 import typer
 
@@ -27,13 +28,50 @@ from tinylora.cli import (  # noqa: F401 (their verbs)
     train,
     verify,
 )
-from tinylora.cli.common import app
+from tinylora.cli.codes import with_whole_codes
+from tinylora.cli.common import app, last_word, refused_by_the_system
+from tinylora.system.interrupts import end_at_next, exit_code, listen
+from tinylora.system.streams import let_go, prepare_streams
 
 
 def main() -> None:
     """Entry point of the `tinylora` command."""
     _set_environment()
-    app(prog_name="tinylora")
+    prepare_streams()
+    listen()
+    sys.argv[1:] = with_whole_codes(sys.argv[1:])
+    try:
+        code = _run()
+        for stream in (sys.stdout, sys.stderr):
+            code = _flush(stream, code)
+    except KeyboardInterrupt as stop:  # outside of every verb
+        last_word("tinylora: interrupted")
+        code = exit_code(stop)
+    end_at_next()
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the verb."""
+    try:
+        app(prog_name="tinylora")
+    except SystemExit as end:
+        # What typer puts in a stream's place when its help meets a closed pipe; its own code for that is 1.
+        is_closed = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        return 141 if is_closed else int(end.code or 0)
+    except OSError as error:  # of what no verb has printed, such as help
+        return refused_by_the_system(error)
+    return 0
+
+
+def _flush(stream: TextIO, code: int) -> int:
+    """Here, as Python can only complain about what it cannot write at its end; the exit code, or that of a failure."""
+    try:
+        stream.flush()
+    except OSError as error:
+        let_go(stream)
+        return code or refused_by_the_system(error)
+    return code
 
 
 def _set_environment() -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinylora.errors import UserError
-from tinylora.system.files import NO_ROOM
 from tinylora.talk import say_to_stderr as say
 from tinylora.talk import shell_line
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter
     from tinylora.models.base import BaseModel
     from tinylora.store.adapter import Adapter
+    from tinylora.system.outputs import Output
 
 
 AdapterArgument = Annotated[str, typer.Argument(metavar="ADAPTER", help="A run folder, an adapter file, or a code.")]
@@ -105,18 +105,8 @@ def complete(adapter: "Adapter", model: str) -> "Adapter":
     return completed(adapter, put_on(adapter, base), remember(base))
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet, whole or not at all. Raises: UserError."""
-    from tinylora.system.files import write_atomically
+def output_at(path: Path | None, force: bool = False) -> "Output | None":
+    """Where --out goes, looked at before a model is loaded; None without it. Raises: UserError."""
+    from tinylora.system.outputs import Output
 
-    try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give a file")
-        if path.exists():
-            raise UserError(f"{path} exists; choose another file, or delete it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise
-        raise UserError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+    return None if path is None else Output.at(path, force=force)

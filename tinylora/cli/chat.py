@@ -45,6 +45,8 @@ def chat(
       cat questions.txt | tinylora chat runs/demo-001 --plain --json
       tinylora chat --adapter TINY-...
     """
+    if prompt is None and sys.stdin is None:
+        raise UserError("standard input is closed, so no line can be typed; ask with --prompt TEXT")
     from tinylora.evaluation.settings import check_base_kept, settings_for_eval
     from tinylora.generation.types import SamplingParams
     from tinylora.rollouts.runtime import open_runtime

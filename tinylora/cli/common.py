@@ -3,22 +3,21 @@
 import functools
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 import typer.core
 
 from tinylora.errors import UserError, is_text
-from tinylora.system.files import NO_ROOM
+from tinylora.system.failures import NO_ROOM, OF_THE_MACHINE, reason
+from tinylora.system.interrupts import exit_code
 from tinylora.system.progress import bars
+from tinylora.system.streams import can_show, let_go
 from tinylora.talk import harmless
 from tinylora.talk import say_to_stderr as say
-
-_PLACES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
-"""What a place gives that cannot be read or written, where no verb has said it better."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,6 +67,7 @@ Trust = Annotated[
     bool,
     typer.Option("--trust", help="Take what the settings in there run, read and load for yours, now and later."),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -85,32 +85,52 @@ def verb(command: Callable[P, T]) -> Callable[P, T]:
             sys.stdout.flush()  # here, so that a closed pipe shows up here
             return result
         except UserError as error:
-            say(f"tinylora: {error}")
+            last_word(f"tinylora: {error}")
             raise typer.Exit(2) from None
-        except BrokenPipeError:
-            # The reader (head, less) has what it wanted. Python would complain once more when it flushes at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
         except OSError as error:
-            if error.errno not in NO_ROOM and error.filename and isinstance(error, _PLACES):
-                why = (error.strerror or type(error).__name__).lower()
-                say(f"tinylora: {error.filename}: {why}; name another place")
-                raise typer.Exit(2) from None
-            if error.errno not in NO_ROOM:
-                raise
-            where = f" at {error.filename}" if error.filename else ""
-            say(f"tinylora: the disk is full{where}; free some space (tinylora cache shows what can go) and try again")
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            say("tinylora: interrupted")
-            raise typer.Exit(130) from None
+            raise typer.Exit(refused_by_the_system(error)) from None
+        except KeyboardInterrupt as stop:
+            last_word("tinylora: interrupted")
+            raise typer.Exit(exit_code(stop)) from None
 
     return guarded
 
 
+def refused_by_the_system(error: OSError) -> int:
+    """Say what the system refused, and give the exit code. Raises: the error itself, if it is a mistake of ours."""
+    if isinstance(error, BrokenPipeError):  # the reader (head, less) has what it wanted
+        let_go(sys.stdout)
+        return 141
+    if error.errno not in OF_THE_MACHINE:
+        raise error
+    last_word(f"tinylora: {_in_words(error)}")
+    return 2
+
+
+def last_word(text: str) -> None:
+    """What is said at an end, to whoever still listens."""
+    with suppress(OSError, ValueError):
+        say(text)
+
+
+def _in_words(error: OSError) -> str:
+    """What the system refused, where no verb has said it better."""
+    if error.errno in NO_ROOM:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some space (tinylora cache shows what can go) and try again"
+    if error.filename:
+        return f"{error.filename}: {reason(error).lower()}; name another place"
+    return f"the system refused to read or write ({reason(error)}); see to the disk, and try again"
+
+
 def print_json(value: Any) -> None:
-    """One JSON object on stdout; what would do something to a terminal stands in it as an escape, of the same value."""
+    """One JSON object on stdout; what would do something to a terminal stands in it as an escape, of the same value.
+
+    So does what stdout's encoding cannot show: its own escapes are no JSON.
+    """
     text = json.dumps(_plain(value), ensure_ascii=False, default=str)
+    if not can_show(text):
+        text = json.dumps(_plain(value), default=str)
     print("".join(one if harmless(one) == one else _escaped(one) for one in text) if harmless(text) != text else text)
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.adapters import AdapterArgument, Model, complete, load_base, put_on, value_type, write_new
-from tinylora.cli.common import Json, app, print_json, verb
+from tinylora.cli.adapters import AdapterArgument, Model, complete, load_base, output_at, put_on, value_type
+from tinylora.cli.common import Force, Json, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.store.describe import code_of, describe_json, describe_text
 from tinylora.talk import say_to_stderr as say
@@ -14,6 +14,7 @@ from tinylora.talk import shell_line, show
 
 if TYPE_CHECKING:
     from tinylora.store.adapter import Adapter
+    from tinylora.system.outputs import Output
 
 
 @app.command()
@@ -26,6 +27,7 @@ def encode(
     with_factors: Annotated[
         bool, typer.Option("--with-factors", help="Write the larger file, which brings its factors along.")
     ] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Print an adapter as a code of some hundred characters. With --out, write it as a file of tens of bytes, too.
@@ -37,9 +39,10 @@ def encode(
     """
     from tinylora.store.adapter import open_adapter
 
+    output = output_at(out, force)
     opened = open_adapter(adapter)
     if with_factors:
-        _encode_factors(opened, model, out, as_json)
+        _encode_factors(opened, model, output, as_json)
         return
     opened = complete(opened, model)
     portable = opened.to_portable(value_type(dtype))
@@ -47,8 +50,7 @@ def encode(
     code = code_of(data)
     if code is None and out is None:
         raise UserError(f"{portable.num_numbers} numbers are too many for a code; write the file with --out FILE")
-    if out is not None:
-        write_new(out, data)
+    out = output.write(data) if output is not None else None
     change = (
         float((opened.v - opened.rounded(portable.value_type).v).norm() / opened.v.norm()) if opened.v.any() else 0.0
     )
@@ -75,10 +77,10 @@ def encode(
     say(f"{portable.num_numbers} numbers in {portable.value_type}: {sizes}")
 
 
-def _encode_factors(opened: "Adapter", model: str, out: Path | None, as_json: bool) -> None:
+def _encode_factors(opened: "Adapter", model: str, output: "Output | None", as_json: bool) -> None:
     from tinylora.adapter.explicit import ExplicitFactors, ExplicitModule, save_explicit
 
-    if out is None:
+    if output is None:
         raise UserError("--with-factors makes a file, not a code: say where with --out FILE.safetensors")
     if opened.explicit is None:
         import torch
@@ -97,7 +99,7 @@ def _encode_factors(opened: "Adapter", model: str, out: Path | None, as_json: bo
     else:
         explicit = opened.explicit
     data = save_explicit(explicit)
-    write_new(out, data)
+    out = output.write(data)
     facts = {"file": str(out), "file_bytes": len(data), "numbers": explicit.v.numel(), "modules": len(explicit.modules)}
     if as_json:
         print_json(facts)
@@ -113,6 +115,7 @@ def _encode_factors(opened: "Adapter", model: str, out: Path | None, as_json: bo
 def decode(
     adapter: AdapterArgument,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it as a file.")] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Print what a code or a file says, number by number. Needs no model.
@@ -124,14 +127,11 @@ def decode(
     """
     from tinylora.store.adapter import open_adapter
 
+    output = output_at(out, force)
     opened = open_adapter(adapter)
-    if out is not None:
-        write_new(
-            out,
-            opened.to_portable(opened.value_type).to_bytes()
-            if opened.check or opened.explicit is not None
-            else _no_short_form(opened),
-        )
+    if output is not None:
+        is_short = opened.check or opened.explicit is not None
+        output.write(opened.to_portable(opened.value_type).to_bytes() if is_short else _no_short_form(opened))
     if as_json:
         print_json(describe_json(opened))
     else:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.common import Json, OtherBase, Overrides, Trust, app, print_json, verb
+from tinylora.cli.common import Force, Json, OtherBase, Overrides, Trust, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
 from tinylora.talk import show
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tinylora.evaluation.evidence import EvidenceOptions
     from tinylora.rollouts.runtime import Runtime
     from tinylora.store.adapter import Adapter
+    from tinylora.system.outputs import Output
 
 AdapterName = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run folder, an adapter file, or a code.")]
 TaskName = Annotated[
@@ -87,6 +88,7 @@ def eval_(
     items: Items = None,
     untrained: Untrained = None,
     trust: Trust = False,
+    force: Force = False,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -105,7 +107,7 @@ def eval_(
       tinylora eval runs/demo-001 --controls --trained-control runs/demo-shuffled-001
     """
     opened, trained, config = _settings(adapter, task, model, set_ or [], trust)
-    _check_files(items, untrained, is_plain=not (controls or samples != 1 or rounded))
+    items_to = _check_files(items, untrained, force, is_plain=not (controls or samples != 1 or rounded))
     if controls:
         folder = _folder_of(opened, out)
         if rounded or samples != 1 or temperature:
@@ -116,7 +118,7 @@ def eval_(
             num_items, random, also, also_items, trained_control, text, (watts, price, currency)
         )
         _check_own_task(opened, trained, config, folder)
-        _controls(opened, config, folder, options, other_base=other_base, as_json=as_json)
+        _controls(opened, config, folder, options, other_base=other_base, force=force, as_json=as_json)
         return
     if also or trained_control or text or out or price is not None:
         raise UserError("--also, --trained-control, --text, --price and --out go with --controls; add it")
@@ -126,7 +128,7 @@ def eval_(
             raise UserError("--samples compares with the untrained model; leave --rounded out")
         _samples(runtime, opened, samples, temperature, num_items, seed, as_json=as_json)
         return
-    _compare(runtime, opened, num_items, temperature, seed, items, untrained, rounded=rounded, as_json=as_json)
+    _compare(runtime, opened, num_items, temperature, seed, items_to, untrained, rounded=rounded, as_json=as_json)
 
 
 def _settings(
@@ -145,15 +147,16 @@ def _settings(
     return opened, trained, config
 
 
-def _check_files(items: Path | None, untrained: Path | None, *, is_plain: bool) -> None:
-    """Whether the files can be written is found out before a model is loaded."""
-    from tinylora.evaluation.items import check_writable
+def _check_files(items: Path | None, untrained: Path | None, force: bool, *, is_plain: bool) -> "Output | None":
+    """Whether the files can be written is found out before a model is loaded; where --items goes."""
+    from tinylora.evaluation.items import check_untrained
+    from tinylora.system.outputs import Output
 
     if (items or untrained) and not is_plain:
         raise UserError("--items and --untrained go with one reply an item; leave --controls, --samples, --rounded out")
-    for file in (items, untrained):
-        if file is not None and not (file is untrained and file.is_file()):
-            check_writable(file)
+    if untrained is not None:
+        check_untrained(untrained)
+    return Output.at(items, force=force) if items is not None else None
 
 
 def _open(opened: "Adapter", config: "RunConfig", other_base: bool) -> "Runtime":
@@ -212,14 +215,20 @@ def _check_own_task(opened: "Adapter", trained: "RunConfig", config: "RunConfig"
 
 
 def _controls(
-    opened: "Adapter", config: "RunConfig", folder: Path, options: "EvidenceOptions", *, other_base: bool, as_json: bool
+    opened: "Adapter",
+    config: "RunConfig",
+    folder: Path,
+    options: "EvidenceOptions",
+    *,
+    other_base: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     from tinylora.evaluation.evidence import gather_evidence
-    from tinylora.evaluation.items import check_writable
-    from tinylora.evaluation.resumable import EVIDENCE_FILE, ITEMS_FILE
+    from tinylora.evaluation.resumable import EVIDENCE_FILE, ITEMS_FILE, check_place
     from tinylora.evaluation.verdict import format_evidence
 
-    check_writable(folder / EVIDENCE_FILE)
+    check_place(folder, force=force or (opened.folder is not None and folder.resolve() == opened.folder.resolve()))
     runtime = _open(opened, config, other_base)
     evidence = gather_evidence(runtime, opened, folder, options, say, run=opened.folder)
     say(f"saved {folder / EVIDENCE_FILE} and, item by item, {folder / ITEMS_FILE}")
@@ -244,14 +253,14 @@ def _compare(
     num_items: int,
     temperature: float,
     seed: int,
-    items: Path | None,
+    items: "Output | None",
     untrained: Path | None,
     *,
     rounded: bool,
     as_json: bool,
 ) -> None:
     from tinylora.evaluation.compare import base_id, compare
-    from tinylora.evaluation.items import write_items
+    from tinylora.evaluation.items import items_data
 
     against, v = (opened.v, opened.rounded("bfloat16").v) if rounded else (None, opened.v)
     compared = compare(
@@ -264,4 +273,5 @@ def _compare(
         show(compared.text())
     if items is not None:
         replies = {"untrained": compared.untrained, "adapter": compared.adapter}
-        write_items(items, replies, {"protocol": compared.protocol})
+        where = items.write(items_data(replies, {"protocol": compared.protocol}))
+        say(f"saved {where}")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinylora.cli.adapters import AdapterArgument, Model, load_base, put_on, write_new
-from tinylora.cli.common import Json, OtherBase, app, print_json, verb
+from tinylora.cli.adapters import AdapterArgument, Model, load_base, output_at, put_on
+from tinylora.cli.common import Force, Json, OtherBase, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.talk import say_to_stderr as say
 from tinylora.talk import show
@@ -32,6 +32,7 @@ def export(
         int, typer.Option(help="Of lora and gguf; 0 is the adapter's own, more is filled up, fewer is cut.")
     ] = 0,
     dtype: Dtype = "",
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write an adapter for PEFT, vLLM, SGLang or llama.cpp, or merged. PEFT takes TinyLoRA or LoRA.
@@ -43,6 +44,7 @@ def export(
       tinylora export runs/demo-001 --to merged --dtype float32 -o demo-merged
     """
     from tinylora.store.adapter import open_adapter
+    from tinylora.system.folders import check_folder
 
     kinds = ("peft", "lora", "gguf", "merged")
     if to not in kinds:
@@ -51,10 +53,14 @@ def export(
         raise UserError(f"--rank is for lora and gguf, not for {to}")
     if dtype and dtype not in {"peft": (), "lora": _DTYPES, "gguf": ("float32", "float16"), "merged": _DTYPES[:2]}[to]:
         raise UserError(f"--dtype {dtype!r} cannot be written as {to}; leave it out for the usual one")
+    if to == "gguf":
+        output_at(out, force)
+    else:
+        check_folder(out)
     opened = open_adapter(adapter)
     base = load_base(opened, model, dtype if to == "merged" and dtype else "auto")
     attached = put_on(opened, base, other_base)
-    facts = write_export(to, out, attached, base, rank, dtype)
+    facts = write_export(to, out, attached, base, rank, dtype, force=force)
     if as_json:
         print_json({"adapter": opened.label, "to": to, "out": str(out), **facts})
         return
@@ -65,11 +71,19 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def write_export(
-    to: str, out: Path, attached: "AttachedAdapter", base: "BaseModel", rank: int, dtype: str, *, public: bool = False
+    to: str,
+    out: Path,
+    attached: "AttachedAdapter",
+    base: "BaseModel",
+    rank: int,
+    dtype: str,
+    *,
+    public: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write an adapter as `to` says; what is in it, as data and, under "text", in words.
 
-    public: of a base that lies here, its name alone is written, and not where it lies.
+    public: of a base that lies here, its name alone is written, and not where it lies. force: over a gguf file.
     """
     import torch
 
@@ -108,12 +122,12 @@ def write_export(
     else:
         from tinylora.interop.gguf_lora import write_gguf
 
-        factors = write_gguf(out, attached, rank=rank, dtype=chosen)
-    size = _bytes_of(out)
+        factors = write_gguf(out, attached, rank=rank, dtype=chosen, force=force)
+    told = _bytes_of(out) if out.is_file() or out.is_dir() else None  # a device or FIFO has none
     lost = f"; {100 * (1 - factors.kept):.2g} % of the squared update was cut off" if factors.kept < 1 else ""
     return {
-        "rank": factors.rank, "kept": factors.kept, "bytes": size,
-        "text": f"{to} of rank {factors.rank} in {out}: {size:,} bytes{lost}",
+        "rank": factors.rank, "kept": factors.kept, "bytes": told,
+        "text": f"{to} of rank {factors.rank} in {out}{f': {told:,} bytes' if told else ''}{lost}",
     }  # fmt: skip
 
 
@@ -129,6 +143,7 @@ def import_(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")] = Path(
         "imported.safetensors"
     ),
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Read a TinyLoRA of PEFT into a file. Of PEFT 0.20 or 0.21; the file brings its factors along.
@@ -144,10 +159,12 @@ def import_(
     from tinylora.models.bases import has_been_seen, read_name, remember, written_name
     from tinylora.models.embedded import EMBEDDED
     from tinylora.models.load import load_base_model
+    from tinylora.system.outputs import Output
     from tinylora.system.strict_json import read_json
 
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the folder of a PEFT checkpoint")
+    output = Output.at(out, force=force)
     name, revision, quantization = read_name(model)
     if not name and (folder / "adapter_config.json").is_file():
         told = read_json(folder / "adapter_config.json", "save the adapter again with PEFT")
@@ -165,7 +182,7 @@ def import_(
     imported = read_peft(folder, base.model)
     explicit = dataclasses.replace(imported.explicit, fingerprint=remember(base).fingerprint.hex())
     data = save_explicit(explicit)
-    write_new(out, data)
+    out = output.write(data)
     if imported.note:
         say(f"note: {imported.note}")
     facts = {

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tinylora.cli.common import Json, app, print_json, verb
+from tinylora.cli.common import Force, Json, app, print_json, verb
 from tinylora.talk import say_to_stderr as say
 from tinylora.talk import show
 
@@ -17,6 +17,7 @@ def figure(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The picture; else figure.png beside the first results.")
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Draw accuracy against trained numbers from a sweep's results. PNG, SVG and CSV lie beside each other.
@@ -28,7 +29,7 @@ def figure(
     """
     from tinylora.sweeps.figure import write_dial
 
-    done = write_dial(results, out)
+    done = write_dial(results, out, force=force)
     if as_json:
         print_json({"files": [str(path) for path in done.files], "caption": done.caption, "not_run": done.not_run})
         return

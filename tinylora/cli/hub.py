@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.adapters import AdapterArgument, Model, complete, load_base, put_on, write_new
+from tinylora.cli.adapters import AdapterArgument, Model, complete, load_base, put_on
 from tinylora.cli.common import Json, app, print_json, verb
 from tinylora.cli.export import write_export
 from tinylora.errors import UserError
@@ -76,9 +76,12 @@ def push(
     import tempfile
 
     from tinylora.interop.hub import push as upload
+    from tinylora.system.folders import check_folder
 
     if also not in ("", "peft", "lora"):
         raise UserError(f"--also must be peft or lora, got {also!r}")
+    if dry_run is not None:
+        check_folder(dry_run)
     text, opened = _card(adapter, model, licence)
     with tempfile.TemporaryDirectory() as scratch:
         folder = dry_run if dry_run is not None else Path(scratch) / "adapter"
@@ -92,9 +95,9 @@ def push(
 
 def _hub_folder(folder: Path, text: str, opened: "Adapter", model: str, also: str) -> None:
     from tinylora.adapter.explicit import save_explicit
-    from tinylora.system.folders import check_folder, write_folder
+    from tinylora.system.files import write_atomically
+    from tinylora.system.folders import write_folder
 
-    check_folder(folder)
     if opened.method.name != "tinylora":
         raise UserError(
             f"{opened.label} holds {opened.method.describe()}, and push is for TinyLoRA's adapters; what PEFT knows "
@@ -105,11 +108,11 @@ def _hub_folder(folder: Path, text: str, opened: "Adapter", model: str, also: st
         write_export(also, folder, put_on(opened, base), base, 0, "", public=True)
     else:
         write_folder(folder, {})
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_atomically(folder / "README.md", text.encode("utf-8", errors="replace"))
     if opened.explicit is not None:
-        write_new(folder / "adapter.safetensors", save_explicit(opened.explicit))
+        write_atomically(folder / "adapter.safetensors", save_explicit(opened.explicit))
     else:
-        write_new(folder / "adapter.tinylora", opened.to_portable().to_bytes())
+        write_atomically(folder / "adapter.tinylora", opened.to_portable().to_bytes())
 
 
 @app.command()

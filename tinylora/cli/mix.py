@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tinylora.cli.adapters import AdapterArgument, Model, complete, value_type, write_new
-from tinylora.cli.common import Json, app, print_json, verb
+from tinylora.cli.adapters import AdapterArgument, Model, complete, output_at, value_type
+from tinylora.cli.common import Force, Json, app, print_json, verb
 from tinylora.errors import UserError
 from tinylora.store.describe import code_of, describe_json
 from tinylora.talk import say_to_stderr as say
@@ -48,6 +48,7 @@ def mix(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the file, too.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the numbers: float32 or bfloat16.")] = "float32",
     model: Model = "",
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Average or interpolate adapters. The result has the weighted sum of their numbers.
@@ -64,13 +65,13 @@ def mix(
         numbers = [float(part) for part in weights.split(",")] if weights else [1 / len(adapters)] * len(adapters)
     except ValueError:
         raise UserError(f"--weights must be numbers separated by commas, such as 0.7,0.3, got {weights!r}") from None
+    output = output_at(out, force)
     opened = [open_adapter(one) for one in adapters]
     if any(one.fingerprint for one in opened):  # else all of them are completed at once, as one
         opened = [complete(one, model) for one in opened]
     mixed = complete(mixed_of(opened, numbers), model)
     data = mixed.to_portable(value_type(dtype)).to_bytes()
-    if out is not None:
-        write_new(out, data)
+    out = output.write(data) if output is not None else None
     if as_json:
         print_json({**describe_json(mixed), "code": code_of(data), "file": str(out) if out else None})
         return

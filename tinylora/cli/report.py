@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tinylora.cli.common import Json, app, print_json, verb
+from tinylora.cli.common import Force, Json, app, print_json, verb
 from tinylora.talk import say_to_stderr as say
 from tinylora.talk import show
 
@@ -19,6 +19,7 @@ def report(
     ] = None,
     samples: Annotated[int, typer.Option(metavar="N", help="Items shown, at random and of the worst regressions.")] = 6,
     seed: Annotated[int, typer.Option(help="Of the items that are drawn at random.")] = 0,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page about a run or several. Figures as PNG and their data as CSV lie beside it.
@@ -30,12 +31,13 @@ def report(
     """
     from tinylora.reporting.page import write_report
 
-    done = write_report(runs, out, samples=samples, seed=seed)
+    done = write_report(runs, out, samples=samples, seed=seed, force=force)
     for note in done.notes:
         say(note)
     if as_json:
-        facts = {"report": str(done.path), "files": str(done.files), "bytes": done.num_bytes}
+        facts = {"report": str(done.path), "files": str(done.files) if done.files else None, "bytes": done.num_bytes}
         print_json({**facts, "verdict": done.verdict})
         return
     show(done.verdict)
-    say(f"saved {done.path} ({done.num_bytes:,} bytes); figures and their data in {done.files}")
+    beside = f"figures and their data in {done.files}" if done.files else "the page alone, as that is no file"
+    say(f"saved {done.path} ({done.num_bytes:,} bytes); {beside}")

@@ -1,8 +1,6 @@
 """sweep: a grid of trainings, and what came out of it."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinylora.cli.child import command
-from tinylora.cli.common import Json, Trust, app, print_json, verb
+from tinylora.cli.common import Json, Trust, app, last_word, print_json, verb
 from tinylora.errors import UserError
+from tinylora.system.interrupts import exit_code, going_on, listening
 from tinylora.talk import say_to_stderr as say
 from tinylora.talk import shell_line, show
 
@@ -70,13 +69,14 @@ def sweep(
         _print_plan(plan, driver, as_json)
         return
     say(_head(plan, driver) + (f"; nothing is begun after {deadline:%Y-%m-%d %H:%M}" if deadline else ""))
+    how = f"go on with: {shell_line('tinylora', 'sweep', sweep, *(['--out', out] if out else []))}"
     try:
-        with _termination_is_ctrl_c():
+        # The first signal stops the children, a second one ends them. Ctrl-C works in the background, too.
+        with listening(times=2, even_ignored=(signal.SIGINT,)), going_on(lambda: how):
             results = driver.run()
-    except KeyboardInterrupt:
-        again = shell_line("tinylora", "sweep", sweep, *(["--out", out] if out else []))
-        say(f"tinylora: interrupted; go on with: {again}")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        last_word(f"tinylora: interrupted; {how}")
+        raise typer.Exit(exit_code(stop)) from None
     if as_json:
         print_json(results)
     else:
@@ -97,21 +97,6 @@ def next_time(text: str, now: datetime) -> datetime:
     except ValueError:
         raise UserError(f"--until must be a time of day such as 7:30 or 23:00, got {text!r}") from None
     return moment if moment > now else moment + timedelta(days=1)
-
-
-@contextmanager
-def _termination_is_ctrl_c() -> Iterator[None]:
-    """A polite kill stops the children as Ctrl-C does, and Ctrl-C works in the background, too."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _on_gpu(plan: "Sweep") -> bool:

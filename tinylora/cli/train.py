@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinylora.cli.common import Json, Overrides, Trust, app, print_json, verb
+from tinylora.cli.common import Json, Overrides, Trust, app, last_word, print_json, verb
 from tinylora.cli.inspect import print_inspection
 from tinylora.errors import UserError
+from tinylora.system.interrupts import exit_code, going_on
 from tinylora.talk import say_to_stderr as say
 from tinylora.talk import shell_line, show
 
@@ -112,15 +113,18 @@ def _runs(out: Path, name: str) -> set[Path]:
 
 @contextmanager
 def _resumable(run: Callable[[], Path | None]) -> Iterator[None]:
-    """On Ctrl-C, say how to go on with `run()`."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (folder := run()) is None:
-            say("tinylora: interrupted before the run began; nothing was written")
-        else:
-            say(f"tinylora: interrupted; go on with: {shell_line('tinylora', 'train', '--resume', folder)}")
-        raise typer.Exit(130) from None
+    """On Ctrl-C, SIGTERM and SIGHUP, say how to go on with `run()`."""
+
+    def how() -> str:
+        return f"go on with: {shell_line('tinylora', 'train', '--resume', folder)}" if (folder := run()) else ""
+
+    with going_on(how):
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            words = f"interrupted; {how()}" if how() else "interrupted before the run began; nothing was written"
+            last_word(f"tinylora: {words}")
+            raise typer.Exit(exit_code(stop)) from None
 
 
 def _print_run(done: "TrainResult", as_json: bool) -> None:

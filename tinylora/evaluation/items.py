@@ -1,54 +1,40 @@
 """Replies of a comparison as JSONL, a line an item and condition: every reported number can be recomputed from it."""
 
-import errno
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.rollouts.replies import FIELDS, Reply, check_row
-from tinylora.system.files import NO_ROOM, no_room_is_a_user_error, write_atomically
+from tinylora.system.failures import writing
+from tinylora.system.outputs import Output
 from tinylora.system.reading import read_lines
 from tinylora.system.strict_json import parse_json
 
 
-def write_items(path: Path, conditions: Mapping[str, Sequence[Reply]], about: Mapping[str, str]) -> None:
-    """Replace the file, atomically. `about` stands in every line, so that a line says what it belongs to."""
+def items_data(conditions: Mapping[str, Sequence[Reply]], about: Mapping[str, str]) -> bytes:
+    """The lines of a file of items. `about` stands in every line, so that a line says what it belongs to."""
     lines = [
         json.dumps({"condition": name, **about, **result.row()}, ensure_ascii=False) + "\n"
         for name, results in conditions.items()
         for result in results
     ]
-    with no_room_is_a_user_error(path, "try again"), _unwritable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(lines).encode("utf-8", errors="replace"))
+    return "".join(lines).encode("utf-8", errors="replace")
 
 
-def check_writable(path: Path) -> None:
-    """That a file can be written here, found out before hours of work: its folder is made, the file is not.
-
-    Raises: UserError if it cannot.
-    """
-    with _unwritable(path):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+def write_items(path: Path, conditions: Mapping[str, Sequence[Reply]], about: Mapping[str, str]) -> None:
+    """Write them as a file of their own, atomically. Raises: UserError."""
+    Output.at(path, force=True).write(items_data(conditions, about))
 
 
-@contextmanager
-def _unwritable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise
-        raise UserError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+def check_untrained(path: Path) -> None:
+    """That the untrained model's replies can be read there, or written where nothing is. Raises: UserError."""
+    with writing(path):
+        if not path.exists():
+            Output.at(path)
+        elif not path.is_file():
+            raise UserError(f"{path} is no file; --untrained names one that is read, or made if it is not there")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

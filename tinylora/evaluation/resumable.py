@@ -10,13 +10,27 @@ from typing import Any, Self
 
 from tinylora.evaluation.account import Account
 from tinylora.rollouts.replies import Reply
+from tinylora.system.failures import writing
 from tinylora.system.files import write_atomically
 from tinylora.system.jsonl import JsonlWriter, read_jsonl
+from tinylora.system.outputs import Output
 from tinylora.talk import Say
 
 EVIDENCE_FILE, ITEMS_FILE, PLAN_FILE = "evidence.json", "evidence_items.jsonl", "evidence_plan.json"
 TRIAL = "num_items"
 """In the details of a trial: how many items it is of."""
+
+
+def check_place(folder: Path, *, force: bool) -> None:
+    """That evidence can be written into a folder: over what an evaluation of ours left there, and over nothing else.
+
+    Raises: UserError.
+    """
+    with writing(folder):
+        is_ours = (folder / PLAN_FILE).is_file()
+        for name in (EVIDENCE_FILE, ITEMS_FILE, PLAN_FILE):
+            Output.at(folder / name, force=force or is_ours)
+            Output.own(folder / name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +63,8 @@ class Store:
     def __init__(self, path: Path, plan_path: Path, plan: dict[str, Any], say: Say, view: Path | None = None) -> None:
         """path: the lines; plan_path: the plan and what is done; view: the file made of them, where all three stay."""
         self.path, self.plan_path, self._view = path, plan_path, view
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
         self._done: dict[str, dict[str, Any]] = {}
         if self._stored_plan().get("sha256") == digest:

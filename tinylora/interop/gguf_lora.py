@@ -20,6 +20,7 @@ from torch import Tensor
 from tinylora.adapter.attach import AttachedAdapter, output_head_path
 from tinylora.errors import UserError
 from tinylora.interop.lora import LoraFactors, cast, lora_factors
+from tinylora.system.outputs import Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,17 @@ DTYPES = {torch.float32: np.float32, torch.float16: np.float16}
 
 
 def write_gguf(
-    path: Path, attached: AttachedAdapter, *, rank: int = 0, dtype: torch.dtype = torch.float32
+    path: Path,
+    attached: AttachedAdapter,
+    *,
+    rank: int = 0,
+    dtype: torch.dtype = torch.float32,
+    force: bool = False,
 ) -> LoraFactors:
     """Write the adapter, with the current v, as a GGUF file.
 
-    Raises: UserError for an architecture, a quantised base or a dtype that is not covered, or a file that is there.
+    Raises: UserError for an architecture, a quantised base or a dtype that is not covered, or a file that is there,
+    unless `force`.
     """
     attached.refuse_quantised("a GGUF file of that model holds other weights")
     architecture = type(attached.model).__name__
@@ -55,8 +62,7 @@ def write_gguf(
         )
     if dtype not in DTYPES:
         raise UserError(f"GGUF export writes float32 or float16, not {str(dtype).removeprefix('torch.')}")
-    if path.exists():
-        raise UserError(f"{path} exists; choose another file, or delete it")
+    output = Output.at(path, force=force)
     config: Any = attached.model.config
     head = output_head_path(attached.model)
     if head in attached.paths and config.tie_word_embeddings:
@@ -66,12 +72,16 @@ def write_gguf(
         )
     names = gguf.get_tensor_name_map(kind.arch, int(config.num_hidden_layers))
     factors = lora_factors(attached, rank)
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"cannot write {path} ({error.strerror}); choose another place") from error
-    writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[kind.arch])
+    with output.file() as made:
+        _write(made, kind, attached, factors, dtype, names)
+    return factors
+
+
+def _write(
+    path: Path, kind: _Kind, attached: AttachedAdapter, factors: LoraFactors, dtype: torch.dtype, names: Any
+) -> None:
+    config: Any = attached.model.config
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind.arch])
     try:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -96,12 +106,9 @@ def write_gguf(
             if error.errno is None:  # numpy's word for a full disk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise
-        scratch.replace(path)
     finally:
         with suppress(OSError):  # of a full disk, once more
             writer.close()
-        scratch.unlink(missing_ok=True)
-    return factors
 
 
 def _permuted(rows: Tensor, num_heads: int) -> Tensor:

@@ -4,12 +4,11 @@ A folder holds adapter.tinylora and README.md, and, where asked for, the same ad
 then load from the same repository.
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tinylora.errors import UserError
-from tinylora.system.folders import check_folder, put_in_place
+from tinylora.system.folders import folder_beside
 
 PATTERNS = ["*.tinylora", "adapter*.safetensors", "adapter_config.json", "README.md"]
 """What `pull` fetches: nothing that could run."""
@@ -37,17 +36,13 @@ def pull(repo: str, folder: Path, *, revision: str = "") -> Path:
     from huggingface_hub import snapshot_download
 
     _check_repo(repo)
-    check_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        made = Path(scratch) / "folder"
+    with folder_beside(folder) as made:
         try:
             snapshot_download(repo, revision=revision or None, allow_patterns=PATTERNS, local_dir=made)
         except Exception as error:
             raise _explained(error, f"cannot fetch {repo}") from error
         if not any(made.glob("*.tinylora")) and not any(made.glob("adapter*.safetensors")):
             raise UserError(f"{repo} holds no adapter (no *.tinylora and no adapter*.safetensors)")
-        put_in_place(made, folder)
     return folder
 
 

@@ -4,8 +4,6 @@ W + dW is computed from the pristine weight in float64 and cast once. In bfloat1
 spacing of W: near |v| = 1e-3 most of it is lost. So what was applied is compared with what was meant.
 """
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from safetensors import SafetensorError
 
 from tinylora.adapter.attach import AttachedAdapter, output_head_path
 from tinylora.errors import UserError
-from tinylora.system.folders import check_folder, put_in_place
+from tinylora.system.folders import folder_beside
 
 ENOUGH = 0.9
 """Below this share of the update, a merge is not the adapter any more."""
@@ -62,31 +60,23 @@ def write_merged(folder: Path, attached: AttachedAdapter, tokenizer: Any = None)
 
     Raises: UserError for a folder in use.
     """
-    check_folder(folder)
-    merged = attached.merged_weights()
-    report = merge_report(attached, merged)
     model: Any = attached.model
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"cannot write {folder} ({error.strerror}); choose another place") from error
     tied = model.config.tie_word_embeddings
-    try:
-        made = scratch / "folder"
-        with attached.lifted():
-            state = {**model.state_dict(), **{f"{path}.weight": weight for path, weight in merged.items()}}
-            if output_head_path(model) in merged:
-                model.config.tie_word_embeddings = False  # the head is not the embeddings any more
-            model.save_pretrained(made, state_dict=state)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(made)
-        put_in_place(made, folder)
-    except SafetensorError as error:  # what safetensors makes of a full disk
-        raise UserError(
-            f"cannot write {folder} ({error}); is there room for {_gigabytes(merged)} and the rest?"
-        ) from error
-    finally:
-        model.config.tie_word_embeddings = tied
-        shutil.rmtree(scratch, ignore_errors=True)
+    with folder_beside(folder) as made:
+        merged = attached.merged_weights()
+        report = merge_report(attached, merged)
+        try:
+            with attached.lifted():
+                state = {**model.state_dict(), **{f"{path}.weight": weight for path, weight in merged.items()}}
+                if output_head_path(model) in merged:
+                    model.config.tie_word_embeddings = False  # the head is not the embeddings any more
+                model.save_pretrained(made, state_dict=state)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(made)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise UserError(
+                f"cannot write {folder} ({error}); is there room for {_gigabytes(merged)} and the rest?"
+            ) from error
+        finally:
+            model.config.tie_word_embeddings = tied
     return report

@@ -6,7 +6,6 @@ text goes through the template's escaping; the only markup made here is that of 
 
 import base64
 import csv
-import errno
 import io
 import math
 import os
@@ -27,11 +26,14 @@ from tinylora.reporting.outcomes import LABELS, MEASURES
 from tinylora.reporting.report import Pool, RunFacts, differing_settings, finite, pools, read_runs
 from tinylora.reporting.run_files import AGAIN
 from tinylora.reporting.samples import Pair, random_pairs, regressions, shown
+from tinylora.system.failures import writing
 from tinylora.system.files import write_atomically
+from tinylora.system.outputs import Output
 from tinylora.talk import format_duration, shell_line
 
 NOT_EVALUATED = "Nothing was evaluated on held-out test items, so nothing can be said about a gain."
 NOT_MEASURED = "not measured"
+ELSEWHERE = "choose another place with --out"
 MOST_EMBEDDED_BYTES = 400_000
 """Of a figure's CSV that is carried inside of the page, too; a longer one lies beside it only."""
 _STYLES: dict[str, Callable[[float], str]] = {
@@ -55,8 +57,8 @@ class Report:
     path: Path
     verdict: str
     num_bytes: int
-    files: Path
-    """The folder with figures and data."""
+    files: Path | None
+    """The folder with figures and data; None beside a device or FIFO, which has no place for one."""
     notes: tuple[str, ...] = ()
     """What files say otherwise than their items, where that was put right."""
 
@@ -105,11 +107,14 @@ class Numbers:
         return text.getvalue()
 
 
-def write_report(paths: Sequence[Path], out: Path | None = None, *, samples: int = 6, seed: int = 0) -> Report:
+def write_report(
+    paths: Sequence[Path], out: Path | None = None, *, samples: int = 6, seed: int = 0, force: bool = False
+) -> Report:
     """Write the page, and its figures as PNG and CSV with numbers.csv into a folder beside it.
 
     out: the page; by default report.html in the run, or here for several runs. Its folder is named after it:
-    report.html and report_files/. The page is written last and atomically.
+    report.html and report_files/. The page is written last and atomically. force: over files that are there, which the
+    run's own page does anyway. To a device or FIFO goes the page alone.
     Raises: UserError for a folder that is no run, one without a step, files that cannot be read or do not belong
     together, a place that cannot be written to.
     """
@@ -117,29 +122,43 @@ def write_report(paths: Sequence[Path], out: Path | None = None, *, samples: int
         raise UserError(f"--samples must be 0 or more, got {samples}")
     if not paths:
         raise UserError("name a run to report on, such as runs/demo-001")
-    page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
-    if page.is_dir():
-        raise UserError(f"{page} is a folder; --out names the page, such as {page / 'report.html'}")
-    folder = page.with_name(f"{page.stem}_files")
+    is_own = out is None and len(paths) == 1
+    page = out or (paths[0] / "report.html" if is_own else Path("report.html"))
+    output, folder = _places(page, is_own=is_own, force=force)
     runs = read_runs(paths)
     sections = [_section(run, page, samples, seed) for run in runs]
     pooled = pools(runs)
     figures = figures_of(runs, pooled)
     numbers = Numbers()
-    data = render(sections, figures, pooled, numbers, quote(folder.name), seed).encode("utf-8", errors="replace")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for figure in figures:
-            write_atomically(folder / f"{figure.name}.png", figure.png)
-            write_atomically(folder / f"{figure.name}.csv", figure.csv().encode("utf-8", errors="replace"))
-        write_atomically(folder / "numbers.csv", numbers.csv().encode("utf-8", errors="replace"))
-        write_atomically(page, data)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # the command line has a sentence for a full disk
-        raise UserError(f"{page} cannot be written ({error.strerror}); choose another place with --out") from error
+    files = quote(folder.name) if folder is not None else ""
+    data = render(sections, figures, pooled, numbers, files, seed).encode("utf-8", errors="replace")
+    if folder is not None:
+        with writing(folder, ELSEWHERE):
+            folder.mkdir(parents=True, exist_ok=True)
+        beside = {f"{figure.name}.png": figure.png for figure in figures}
+        beside |= {f"{figure.name}.csv": figure.csv().encode("utf-8", errors="replace") for figure in figures}
+        beside["numbers.csv"] = numbers.csv().encode("utf-8", errors="replace")
+        for name, content in beside.items():
+            write_atomically(folder / name, content, then=ELSEWHERE)
+    written = output.write(data)
     notes = tuple(f"{run.path}: {run.evaluation.note}" for run in runs if run.evaluation and run.evaluation.note)
-    return Report(path=page, verdict=_verdict(sections, pooled), num_bytes=len(data), files=folder, notes=notes)
+    return Report(path=written, verdict=_verdict(sections, pooled), num_bytes=len(data), files=folder, notes=notes)
+
+
+def _places(page: Path, *, is_own: bool, force: bool) -> tuple[Output, Path | None]:
+    """Where the page goes, and its folder of figures. Raises: UserError if either may not be written there."""
+    if page.is_dir():
+        raise UserError(f"{page} is a folder; --out names the page, such as {page / 'report.html'}")
+    output = Output.own(page) if is_own else Output.at(page, force=force)
+    if output.is_stream:
+        return output, None
+    folder = page.with_name(f"{page.stem}_files")
+    with writing(folder, ELSEWHERE):
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link, which is not followed; remove it, or {ELSEWHERE}")
+        if not is_own and not force and os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists; name another page, or write over its files with --force")
+    return output, folder
 
 
 def render(
@@ -150,7 +169,7 @@ def render(
     files: str,
     seed: int,
 ) -> str:
-    """The page's text. `files`: the folder beside it that holds the figures, as it stands in a link."""
+    """The page's text. `files`: the folder beside it that holds the figures, as it stands in a link; "": none."""
     runs = [section.run for section in sections]
     environment = Environment(loader=PackageLoader("tinylora.reporting"), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip

@@ -152,7 +152,7 @@ def _open(reference: str | Path) -> Adapter:
     if not text.strip():
         raise UserError("the adapter's name is empty; give a run folder, an adapter file, or a code")
     if looks_like_a_code(text) and not _exists(Path(text)):
-        code = text.strip()
+        code = "".join(text.split())
         label = code if len(code) <= 24 else f"{code[:12]}...{code[-6:]}"
         return _from_portable(parse_adapter(from_code(code)), label)
     path = _expanded(text)

@@ -29,15 +29,19 @@ from filelock import FileLock, Timeout
 
 from tinylora.config.run import RunConfig
 from tinylora.errors import UserError
+from tinylora.store.adapter_file import BEST, LAST
 from tinylora.store.checkpoint import CHECKPOINT_NAME, Checkpoint, Corrupt, number_of, pack, unpack
-from tinylora.system.files import disk_in_words, flush, no_room_is_a_user_error, write_atomically
+from tinylora.system.failures import NO_ROOM, cannot_write, reason, writing
+from tinylora.system.files import cut, flush, replace_file, write_atomically
 from tinylora.system.folders import check_name
+from tinylora.system.jsonl import GO_ON, read_jsonl
 
 logger = logging.getLogger("tinylora")
 
 SKIPPED = "skipped.jsonl"
 """Items that task.skip leaves out, and why."""
 _LOGS = ("metrics.jsonl", "samples.jsonl")
+CHOOSE = "choose another folder"
 
 
 class RunFolder:
@@ -61,7 +65,7 @@ class RunFolder:
         half-made folder is left).
         """
         check_name(name, "a run's name")
-        with disk_in_words(root):
+        with writing(root, CHOOSE):
             root.mkdir(parents=True, exist_ok=True)
             pattern = re.compile(re.escape(name) + r"-(\d+)")
             number = max((int(m[1]) for p in root.iterdir() if (m := pattern.fullmatch(p.name))), default=0)
@@ -75,7 +79,7 @@ class RunFolder:
                     continue
         folder = cls(path)
         try:
-            with disk_in_words(path):
+            with writing(path, CHOOSE):
                 folder.checkpoint_dir.mkdir()
                 write_atomically(folder.environment_path, (json.dumps(environment, indent=2) + "\n").encode())
             folder.write_config(config)  # last: a folder with a config is a whole one
@@ -101,8 +105,7 @@ class RunFolder:
         """Replace config.toml, atomically."""
         from tinylora.config.schema import dump_config
 
-        with disk_in_words(self.path):
-            write_atomically(self.config_path, dump_config(config).encode())
+        write_atomically(self.config_path, dump_config(config).encode(), again=GO_ON)
 
     def read_environment(self) -> dict[str, Any] | None:
         """Machine and versions that the run was started with; None where the file is not there or cannot be read."""
@@ -131,8 +134,7 @@ class RunFolder:
         lock = FileLock(self.path / ".lock", fallback_to_soft=False)
         pid_path = self.path / ".lock.pid"
         try:
-            with no_room_is_a_user_error(self.path):
-                lock.acquire(blocking=False)
+            lock.acquire(blocking=False)
         except Timeout:
             try:
                 holder = f"process {int(pid_path.read_text())}"
@@ -142,13 +144,15 @@ class RunFolder:
                 f"run folder {self.path} is in use by {holder}; wait for it to end, or start a new run"
             ) from None
         except OSError as error:
+            if error.errno in NO_ROOM:
+                raise cannot_write(error, self.path, again=GO_ON) from error
             raise UserError(
-                f"run folder {self.path} cannot be locked ({error.strerror}); "
+                f"run folder {self.path} cannot be locked ({reason(error)}); "
                 "it must be writable, on a file system that has locks"
             ) from error
         try:
-            with disk_in_words(self.path):
-                pid_path.write_text(f"{os.getpid()}\n")
+            with writing(pid_path, CHOOSE, GO_ON):  # of no use after a power cut, so it is not flushed
+                replace_file(pid_path, lambda scratch: scratch.write_text(f"{os.getpid()}\n"))
             self._lock = lock
             yield
         finally:
@@ -171,7 +175,7 @@ class RunFolder:
         """
         self._require_lock()
         logs = [self.path / name for name in _LOGS]
-        with disk_in_words(self.checkpoint_dir):
+        with writing(self.checkpoint_dir, CHOOSE, GO_ON):
             for log in logs:
                 flush(log)  # else a power cut could leave a checkpoint that counts lines which the disk never got
             log_bytes = {log.name: log.stat().st_size if log.exists() else 0 for log in logs}
@@ -179,7 +183,7 @@ class RunFolder:
             files = self._checkpoints()
             number = number_of(files[0]) + 1 if files else 1
             path = self.checkpoint_dir / f"state-{number:08d}.safetensors"
-            write_atomically(path, data)
+            write_atomically(path, data, again=GO_ON)
             for old in files[1:]:
                 old.unlink(missing_ok=True)
             for leftover in self.checkpoint_dir.glob("*.tmp"):
@@ -206,34 +210,87 @@ class RunFolder:
             raise UserError(f"{self.checkpoint_dir}: {'; '.join(problems)}; none is left, so start a new run")
         return None
 
-    def resume(self) -> Checkpoint | None:
-        """`load_checkpoint`, then put the folder in the state of that moment: the JSONL files are cut back to it.
+    def has_checkpoint(self) -> bool:
+        """Whether there is one, whole or not."""
+        return bool(self._checkpoints())
 
-        Corrupt newer checkpoints are renamed to *.corrupt, with a warning in the log. None (no checkpoint yet) empties
-        the JSONL files: the run starts again at its first step.
-        Raises: UserError if a JSONL file is shorter than the checkpoint says, that is, if lines were removed from it.
-        """
-        self._require_lock()
+    def resume(self) -> Checkpoint | None:
+        """`load_checkpoint`, `check_logs`, then `cut_back`: the folder as it was at the checkpoint that it gives."""
         checkpoint = self.load_checkpoint()
-        lengths = checkpoint.log_bytes if checkpoint else dict.fromkeys(_LOGS, 0)
-        for name, length in lengths.items():
+        self.check_logs(checkpoint)
+        self.cut_back(checkpoint)
+        return checkpoint
+
+    def check_logs(self, checkpoint: Checkpoint | None) -> None:
+        """That the folder's other files agree with the newest whole checkpoint (None: there is none). Changes nothing.
+
+        Raises: UserError if there are steps and no checkpoint, which is saved before the first one; if lines were
+        removed from a JSONL file, or changed.
+        """
+        if checkpoint is None:
+            self._check_nothing_was_done()
+            return
+        for name, length in checkpoint.log_bytes.items():
             size = log.stat().st_size if (log := self.path / name).exists() else 0
             if size < length:
                 raise UserError(
                     f"{log} holds {size} bytes but had {length} at the last checkpoint; "
                     "bring back its lines, or start a new run"
                 )
+            if length and _byte_at(log, length - 1) != b"\n":
+                raise UserError(
+                    f"{log} is not as it was at the last checkpoint, when a line ended at byte {length}; "
+                    "bring back its lines, or start a new run"
+                )
+
+    def _check_nothing_was_done(self) -> None:
+        told = [row.get("step") for row in read_jsonl(self.metrics_path)]
+        steps = max((step for step in told if isinstance(step, int)), default=0)
+        made = next((name for name in (BEST, LAST) if (self.path / name).exists()), "")
+        if steps or made:
+            has = f"{steps} steps in {self.metrics_path.name}" if steps else f"a trained {made}"
+            raise UserError(
+                f"{self.path} has {has} and no checkpoint to go on from: bring back {self.checkpoint_dir}/state-*, or "
+                "start a new run"
+            )
+
+    def cut_back(self, checkpoint: Checkpoint | None) -> None:
+        """Put the folder in the state of a checkpoint that `check_logs` agreed to: its JSONL files are cut back.
+
+        Corrupt newer checkpoints are renamed to *.corrupt, with a warning in the log. Where more steps would be cut
+        than a kill explains, the file is kept as *.old, and a warning says so. None (no step was done) empties them.
+        """
+        self._require_lock()
+        lengths = checkpoint.log_bytes if checkpoint else dict.fromkeys(_LOGS, 0)
         if checkpoint and checkpoint.warning:
             logger.warning("%s: %s", self.path, checkpoint.warning)
-        for path in self._checkpoints():
-            if checkpoint is None or path == checkpoint.path:
-                break
-            os.replace(path, path.with_name(path.name + ".corrupt"))  # else it would count as the newest of two later
-        for name, length in lengths.items():
+        with writing(self.path, CHOOSE, GO_ON):
+            self.checkpoint_dir.mkdir(exist_ok=True)
+            for path in self._checkpoints():
+                if checkpoint is None or path == checkpoint.path:
+                    break
+                # else it would count as the newest of two later
+                os.replace(path, path.with_name(path.name + ".corrupt"))
+            if checkpoint and self._steps_ahead(lengths.get(self.metrics_path.name, 0)) > 2 * self._steps_between():
+                self._keep_as_old()
+            for name, length in lengths.items():
+                if (log := self.path / name).exists():
+                    cut(log, length)
+
+    def _steps_ahead(self, length: int) -> int:
+        """Steps in metrics.jsonl beyond its first so many bytes: a line is one."""
+        return self.metrics_path.read_bytes().count(b"\n", length) if self.metrics_path.exists() else 0
+
+    def _steps_between(self) -> int:
+        """Two checkpoints are this far apart, and two are kept: a kill and a damaged file explain twice as many."""
+        return self.read_config().log.checkpoint_every
+
+    def _keep_as_old(self) -> None:
+        for name in _LOGS:
             if (log := self.path / name).exists():
-                os.truncate(log, length)
-                flush(log)
-        return checkpoint
+                old = log.with_name(name + ".old")
+                write_atomically(old, log.read_bytes(), again=GO_ON)
+                logger.warning("%s goes on far beyond the checkpoint; it is cut back, and kept as %s", log, old.name)
 
     def _checkpoints(self) -> list[Path]:
         """Checkpoint files, newest first."""
@@ -243,10 +300,7 @@ class RunFolder:
         return sorted(found, key=number_of, reverse=True)
 
 
-# --- one checkpoint file ---
-
-
-# --- disk ---
-
-
-# --- what may change on resume, and where ---
+def _byte_at(path: Path, place: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.read(1)

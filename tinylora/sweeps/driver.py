@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,14 +32,15 @@ from tinylora.sweeps.state import (
     validation,
     write_state,
 )
+from tinylora.sweeps.talk import cut_talk, last_lines
 from tinylora.system.environment import today
+from tinylora.system.failures import writing
+from tinylora.system.files import open_to_append
 from tinylora.system.progress import Bar
 from tinylora.talk import Say, shell_line
 
 NOTHING = RunState(folder=Path(), run=None)
 """The state of a run that nobody has looked at."""
-LAST_LINES = 15
-"""Lines of a failed child's output that are kept."""
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 2.0
 """How often it is looked for new jobs while none has ended; looking takes time from the children."""
@@ -111,12 +112,8 @@ class Driver:
 
         Raises: UserError for a folder of another sweep, one that another process works in, or that cannot be written.
         """
-        try:
+        with writing(self.folder, "name another folder with --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write in {self.folder} ({error.strerror}); name another folder with --out"
-            ) from error
         with self._lock():
             self._begin_or_go_on()
             try:
@@ -162,6 +159,7 @@ class Driver:
             if not late:
                 while jobs and len(self.children) < self.jobs:
                     self._start(jobs.pop(0))
+            self._bound_talk()
             ended = [child for child in self.children if child.process.poll() is not None]
             if not ended:
                 if not self.children and (late or not (jobs or self._waiting)):
@@ -275,7 +273,8 @@ class Driver:
         assert state.run is not None
         device = load_recipe(str(state.run / "config.toml")).model.device
         return [
-            "eval", str(state.run), "--num-items", str(self.sweep.num_items), "--items", str(state.folder / ITEMS),
+            "eval", str(state.run), "--num-items", str(self.sweep.num_items),
+            "--items", str(state.folder / ITEMS), "--force",
             "--untrained", str(self._untrained(state)),
             "--set", f"train.num_threads={self.threads}", "--set", f"model.device={device}", *self.trust,
         ]  # fmt: skip
@@ -286,7 +285,7 @@ class Driver:
         if state.failure is not None:  # of an earlier call: tried again
             state = self.states[job.run.path] = write_state(replace(state, failure=None))
         words = self._words(job)
-        talk = (state.folder / TALK).open("ab")
+        talk = os.fdopen(open_to_append(state.folder / TALK), "ab")
         talk.write(f"$ {shell_line('tinylora', *words)}\n".encode())
         talk.flush()
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
@@ -304,6 +303,7 @@ class Driver:
         """Take down how a child ended."""
         code, job = child.process.returncode, child.job
         self._close(child)
+        cut_talk(self.folder / job.run.path / TALK)
         seconds = round(time.monotonic() - child.started, 1)
         found = read_state(self.folder / job.run.path)
         if job.stage == "training" and code == 0:
@@ -328,6 +328,11 @@ class Driver:
             return f", validation reward {score['reward']:.3f}" if score else ""
         return ""
 
+    def _bound_talk(self) -> None:
+        """Cut what children have printed too much of."""
+        for child in self.children:
+            cut_talk(self.folder / child.job.run.path / TALK)
+
     def _close(self, child: Child) -> None:
         self.children.remove(child)
         child.talk.close()
@@ -343,12 +348,12 @@ class Driver:
             if child.process.stdin is not None:
                 child.process.stdin.close()  # which they take for Ctrl-C (child.py)
         deadline = time.monotonic() + STOP_SECONDS
-        try:
-            for child in list(self.children):
-                child.process.wait(max(0.1, deadline - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):  # or a second Ctrl-C
-            for child in self.children:
-                child.process.kill()
+        with suppress(KeyboardInterrupt):  # a second Ctrl-C ends them
+            while time.monotonic() < deadline and any(child.process.poll() is None for child in self.children):
+                self._bound_talk()
+                time.sleep(POLL_SECONDS)
+        for child in self.children:
+            child.process.kill()  # does nothing to those that have ended
         for child in list(self.children):
             child.process.wait()
             self._close(child)
@@ -450,11 +455,3 @@ def clock(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def last_lines(path: Path, start: int) -> Sequence[str]:
-    """The last lines of a file from a byte on."""
-    with path.open("rb") as file:
-        file.seek(max(start, path.stat().st_size - 100_000))
-        text = file.read().decode("utf-8", errors="replace")
-    return [line for line in text.split("\n") if line.strip()][-LAST_LINES:]

@@ -20,6 +20,7 @@ from tinylora.config.algorithms import ALGORITHMS as FACTS
 from tinylora.errors import UserError
 from tinylora.reporting.figures import DASHES, LIGHT, PAPER, SOFT, Figure, draw_figure, short, standalone_svg
 from tinylora.sweeps.recount import recounted
+from tinylora.system.outputs import Output
 from tinylora.system.reading import MOST_DATA_BYTES
 from tinylora.system.strict_json import read_json
 
@@ -40,6 +41,7 @@ ASIDE = 1.1
 """Algorithms at the same size stand beside each other, this factor to the left and right."""
 FURTHER = 1.3
 """The runs stand this factor further out than their mean, so that none hides behind it."""
+FORMS = (".png", ".svg", ".csv")
 COLUMNS = (
     "results", "cell", "method", "label", "algorithm", "state", "seed", "projection_seed", "chosen", "trained_numbers",
     "untrained", "strict_correct", "value_only_correct", "total", "settings",
@@ -55,12 +57,14 @@ class Dial:
     not_run: tuple[str, ...]
 
 
-def write_dial(paths: Sequence[Path], out: Path | None = None) -> Dial:
+def write_dial(paths: Sequence[Path], out: Path | None = None, *, force: bool = False) -> Dial:
     """Draw the results of one sweep or several, as PNG, SVG and CSV beside each other (figure.* beside the first).
 
+    force: over files that are there. To a device or FIFO goes one form, by its suffix, else the PNG.
     A run that several files have (cells of one name, method and algorithm, the same seeds) is taken from the first.
     Raises: UserError for files that are no results, or in which no cell has been run yet.
     """
+    outputs = _places(out, paths[0], force=force)
     loaded, checked = [_load(path) for path in paths], list[dict[str, Any]]()
     for path, results in zip(paths, loaded, strict=True):
         try:
@@ -79,17 +83,24 @@ def write_dial(paths: Sequence[Path], out: Path | None = None) -> Dial:
         raise UserError(f"nothing has been evaluated yet in {', '.join(map(str, paths))}; run the sweep first")
     not_run = tuple(dict.fromkeys(_missing(loaded)))
     figure = _draw(rows, untrained, not_run)
-    target = out if out is not None else paths[0].with_name("figure.png")
-    stem = target.with_suffix("") if target.suffix in (".png", ".svg", ".csv") else target
-    files = tuple(stem.with_name(stem.name + suffix) for suffix in (".png", ".svg", ".csv"))
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        files[0].write_bytes(figure.png)
-        files[1].write_text(standalone_svg(figure), encoding="utf-8")
-        files[2].write_text(figure.csv(), encoding="utf-8")
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"cannot write {stem} ({error.strerror}); name another file with --out") from error
+    forms = {".png": figure.png, ".svg": standalone_svg(figure).encode(), ".csv": figure.csv().encode()}
+    files = tuple(output.write(forms[suffix]) for suffix, output in outputs.items())
     return Dial(files=files, caption=figure.caption, not_run=not_run)
+
+
+def _places(out: Path | None, beside: Path, *, force: bool) -> dict[str, Output]:
+    """By the suffix of a form, where it goes: three files beside each other, or to a device or FIFO one form alone.
+
+    Raises: UserError, before anything is written.
+    """
+    target = out if out is not None else beside.with_name("figure.png")
+    if out is not None and not out.is_dir():
+        form = out.suffix if out.suffix in FORMS else FORMS[0]
+        if (output := Output.at(out, force=True)).is_stream:
+            return {form: output}
+    stem = target.with_suffix("") if target.suffix in FORMS else target
+    files = {form: stem.with_name(stem.name + form) for form in FORMS}
+    return {form: Output.own(file) if out is None else Output.at(file, force=force) for form, file in files.items()}
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 import os
 import re
-import shutil
 import tempfile
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tinylora.errors import UserError
+from tinylora.system.failures import writing
+from tinylora.system.files import MOST_NAME
 
 LONGEST_NAME = 100
 """Characters of a name that is given to a folder; file systems take 255 bytes, and numbers and endings follow."""
@@ -38,28 +40,35 @@ def check_name(name: str, what: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises: UserError if the folder cannot be made, because something with that name and content is there."""
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder; choose another one, or delete it")
+    """That a new folder can be made there; those above it are made. Found out before long work.
+
+    Raises: UserError if something with that name and content is there, or the place cannot be written to.
+    """
+    with writing(folder):
+        if folder.is_symlink() or (os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir()))):
+            raise UserError(f"{folder} exists and is not an empty folder; choose another one, or delete it")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:MOST_NAME]}-"):
+            pass  # asks the file system itself, which may be read-only
+
+
+@contextmanager
+def folder_beside(folder: Path) -> Iterator[Path]:
+    """A folder of another name beside `folder`, which takes its place when the block ends well. Raises: UserError."""
+    check_folder(folder)
+    with (
+        writing(folder),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:MOST_NAME]}-") as scratch,
+    ):
+        yield (made := Path(scratch) / "folder")
+        if folder.exists():
+            folder.rmdir()
+        os.rename(made, folder)
 
 
 def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
     """Write files into a new folder, which appears when all of them are there. Raises: UserError if it is in use."""
-    check_folder(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"cannot write {folder} ({error.strerror}); choose another place") from error
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        made = Path(scratch) / "folder"
+    with folder_beside(folder) as made:
         made.mkdir()
         for name, content in files.items():
             (made / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        put_in_place(made, folder)
-
-
-def put_in_place(made: Path, folder: Path) -> None:
-    """Move a finished folder to its place, where at most an empty folder is."""
-    if folder.exists():
-        folder.rmdir()
-    shutil.move(str(made), str(folder))

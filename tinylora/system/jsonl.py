@@ -4,14 +4,19 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tinylora.errors import UserError
-from tinylora.system.files import no_room_is_a_user_error, write_all
+from tinylora.system.failures import writing
+from tinylora.system.files import open_to_append, write_all
 from tinylora.system.reading import MOST_DATA_BYTES, read_bytes
 from tinylora.system.strict_json import parse_json
+
+GO_ON = "go on with: tinylora train --resume RUN"
+"""What to do with a run that a full disk has ended, once there is room."""
 
 
 def finite_json(value: Any) -> Any:
@@ -41,8 +46,8 @@ class JsonlWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with no_room_is_a_user_error(path):
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        with self._in_words():
+            self._fd = open_to_append(path)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line. Raises: UserError if there is no room for it; TypeError if JSON cannot hold it."""
@@ -50,12 +55,15 @@ class JsonlWriter:
         # Sampled text can hold half of a surrogate pair, which UTF-8 refuses: written as ? rather than ending the run.
         data = line.encode("utf-8", errors="replace")
         size = os.fstat(self._fd).st_size
-        with no_room_is_a_user_error(self.path):
+        with self._in_words():
             try:
                 write_all(self._fd, data)
             except OSError:
                 os.ftruncate(self._fd, size)
                 raise
+
+    def _in_words(self) -> AbstractContextManager[None]:
+        return writing(self.path, again=GO_ON)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -73,7 +81,8 @@ class JsonlWriter:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every whole line of a JSONL file. A last line without its newline (the writer was killed there) is left out.
 
-    Raises: UserError for a broken line anywhere else, with its number; a missing file reads as no lines.
+    Raises: UserError for a broken line anywhere else, with its number, and for what is no file, such as a FIFO, which
+    would be waited for; a missing file reads as no lines.
     """
     if not path.exists():
         return []

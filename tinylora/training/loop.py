@@ -100,7 +100,7 @@ class Loop:
         resumed: whether the liveness probe runs before the first step whatever its number.
         """
         self.runtime, self.learner, self.state, self.folder, self.say = runtime, learner, state, folder, say
-        self.config, self.about, self._probe_now = runtime.config, about, resumed
+        self.config, self.about, self.resumed, self._probe_now = runtime.config, about, resumed, resumed
         self._probe_rows: list[Row] = []
 
     def run(self) -> None:
@@ -111,8 +111,10 @@ class Loop:
         watch = Watch(config.grpo.max_logprob_gap, can_end=can_end)
         trackers = make_trackers(config.log.trackers, folder.path, to_table(config), state.step)
         with MetricsWriter(folder.metrics_path, trackers) as metrics, JsonlWriter(folder.samples_path) as samples:
-            if state.step == 0:
+            if state.step == 0 and not self.resumed:
                 metrics.log(0, _validate(self.runtime, state, self.say))
+                # Before the first step, so that a run which has steps and no checkpoint is known to have lost it.
+                folder.save_checkpoint(state.to_checkpoint(**self.about))
             while state.step < config.train.steps:
                 record, rollouts, step_seconds = self._step()
                 if rollouts is not None:

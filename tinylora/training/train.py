@@ -33,9 +33,9 @@ from tinylora.store.adapter_file import BEST, LAST, PORTABLE, save_vector
 from tinylora.store.own import is_own, remember_own, settle_run
 from tinylora.store.run_folder import SKIPPED, RunFolder
 from tinylora.system.environment import collect_environment, numeric_differences
-from tinylora.system.files import disk_in_words, write_atomically
+from tinylora.system.files import write_atomically
 from tinylora.system.folders import check_name
-from tinylora.system.jsonl import read_jsonl
+from tinylora.system.jsonl import GO_ON, read_jsonl
 from tinylora.talk import Say, say_to_stderr, shell_line
 from tinylora.tasks.base import Task
 from tinylora.training.algorithm import Algorithm
@@ -126,6 +126,8 @@ def resume(
         saved = folder.load_checkpoint()
         if saved is not None:
             check_as_begun(str(saved.state.get("settings", "")), stored, str(folder.config_path))
+        else:
+            folder.check_logs(None)  # before a model is loaded
         check_memory(config, say, refuse=False)
         if not config.prompt.date:
             config = replace(config, prompt=replace(config.prompt, date=folder.day_of_start()))
@@ -199,9 +201,11 @@ def _run(runtime: Runtime, folder: RunFolder, say: Say) -> TrainResult:
     state = State(v, kind(runtime, learner, v), data_order(task, config.train.seed))
     with runtime.adapter.using(None):  # of the base alone, without a method's layers
         identity = remember(runtime.base)
-    saved = folder.resume()
+    saved = folder.load_checkpoint()
+    folder.check_logs(saved)
     if saved is not None:
         _restore(state, saved.state, identity, runtime, folder, say)
+    folder.cut_back(saved)  # now that nothing refuses to go on
     folder.write_config(config)  # the settings that a resumed run changes, now that nothing refuses them any more
     _announce(runtime, folder, say)
     _keep_skipped(runtime, folder, say)
@@ -281,9 +285,8 @@ def _keep_skipped(runtime: Runtime, folder: RunFolder, say: Say) -> None:
     if not isinstance(runtime.task, TaskWithoutSkipped):
         return
     rows = [one.row() for one in runtime.task.known_skipped()]
-    with disk_in_words(folder.path):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(folder.path / SKIPPED, text.encode("utf-8", errors="replace"))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(folder.path / SKIPPED, text.encode("utf-8", errors="replace"), again=GO_ON)
     each = Counter(row["split"] for row in rows)
     listed = ", ".join(f"{number} {split}" for split, number in each.items()) or "none"
     say(f"items left out by task.skip: {listed} (which, and why: {folder.path / SKIPPED})")
