@@ -175,7 +175,10 @@ def test_own_runs_stay_own_moved_and_copied(
     (there / "helper.py").write_text(WITNESS)
     (there / "other.py").write_text("import os")
     monkeypatch.chdir(there)
-    assert not is_own(load_vector(moved)[1])
+    kept = load_vector(moved)[1]  # names the module's folder, and is own with that one alone
+    assert is_own(kept) and kept.task.scorer == f"{tmp_path / 'helper'}:score"
+    for other in ("helper:score", f"{there / 'helper'}:score"):
+        assert not is_own(replace(kept, task=replace(kept.task, scorer=other)))
     monkeypatch.chdir(tmp_path)
     assert is_own(load_vector(moved)[1])  # which takes down what code there is by now
     project = tmp_path / "project"  # but the whole folder, code and all, may move

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from tinylora.config.located import located
 from tinylora.config.run import RunConfig
 from tinylora.config.schema import (
     build_section,
@@ -28,11 +29,18 @@ from tinylora.tasks.sets.public_sets import fill_in
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe, then apply `--set` overrides ("section.key=value").
 
+    Paths in a recipe are looked for beside it, then, like those of overrides, in the working folder.
+
     `name_or_path`: a path (ends in .toml or holds a separator), or the bare name of a recipe that the package brings.
     Raises: UserError for a missing or unreadable file, an unknown section or key, a wrong type or a value out of range.
     """
     path = _find(name_or_path)
-    return apply_overrides(_resolve(read_toml(path, "recipe")), overrides)
+    return apply_overrides(located(read_settings(path), path.parent), overrides)
+
+
+def read_settings(path: Path) -> RunConfig:
+    """The settings of a file as they stand there. Raises: UserError as `load_recipe` does."""
+    return _resolve(read_toml(path, "recipe"))
 
 
 def parse_recipe(text: str, source: str) -> RunConfig:

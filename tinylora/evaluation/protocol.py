@@ -12,6 +12,7 @@ from typing import Any
 from tinylora.config.run import RunConfig
 from tinylora.tasks.base import Item, Task
 from tinylora.tasks.config import PromptConfig
+from tinylora.tasks.scorers.reference import bare_reference
 from tinylora.tasks.split_task import SplitTask
 
 VERSION = 3
@@ -94,7 +95,7 @@ def protocol_of(
         data=items_fingerprint(items, task.read_beside(items) if isinstance(task, SplitTask) else ""),
         prompt=config.prompt,
         chat=config.prompt.chat,
-        scorer=config.task.scorer,
+        scorer=bare_reference(config.task.scorer),
         scorer_options=config.task.scorer_options,
         max_new_tokens=config.generation.max_new_tokens,
         temperature=temperature,

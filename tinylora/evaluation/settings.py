@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
+from tinylora.config.located import located
 from tinylora.config.recipe import apply_overrides, load_recipe, parse_recipe
 from tinylora.config.run import RunConfig
 from tinylora.config.strangers import SAFE_SCORERS
@@ -65,6 +66,7 @@ def _with_protocol(config: RunConfig, recipe: RunConfig) -> RunConfig:
 def other_protocol(trained: RunConfig, config: RunConfig) -> list[str]:
     """Which of task, prompt and end of a reply are not as in training, by their dotted names."""
     ends = ("max_new_tokens", "stop_strings")
+    trained, config = located(trained), located(config)  # one file has many names
     changed = [f"task.{one.name}" for one in fields(TaskConfig) if _differ(trained.task, config.task, one.name)]
     changed += [
         f"prompt.{one.name}" for one in fields(PromptConfig) if _differ(trained.prompt, config.prompt, one.name)
@@ -85,7 +87,8 @@ def check_held_out(
     questions are files of their own, and a source of another name are not looked at. Where the run's data is not here,
     `say` tells that it was not compared; nor are a stranger's (`is_own` false), where the settings name a file.
     """
-    own = trained.task
+    own = located(trained).task
+    config = replace(config, task=located(config).task)
     if config.task.name != own.name or config.task == own or own.name in PUBLIC:
         return
     if not is_own and own.path:

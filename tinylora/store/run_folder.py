@@ -97,9 +97,9 @@ class RunFolder:
 
     def read_config(self) -> RunConfig:
         """The run's resolved settings."""
-        from tinylora.config.recipe import load_recipe
+        from tinylora.config.recipe import read_settings
 
-        return load_recipe(str(self.config_path))
+        return read_settings(self.config_path)
 
     def write_config(self, config: RunConfig) -> None:
         """Replace config.toml, atomically."""

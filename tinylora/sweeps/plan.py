@@ -27,6 +27,7 @@ from typing import Any
 
 import tomli_w
 
+from tinylora.config.located import located
 from tinylora.config.recipe import apply_overrides, load_recipe, recipe_name
 from tinylora.config.run import RunConfig
 from tinylora.config.schema import closest, diff_configs, dump_config
@@ -346,7 +347,10 @@ def check_same(sweep: Sweep, folder: Path) -> Sweep | None:
         return None
     other = load_sweep(stored)
     sweep = sweep.on_day(other.base.prompt.date)  # that of its first start
-    differences = [f"{key} ({old!r} there, {new!r} here)" for key, old, new in diff_configs(other.base, sweep.base)]
+    differences = [
+        f"{key} ({old!r} there, {new!r} here)"
+        for key, old, new in diff_configs(located(other.base), located(sweep.base))
+    ]
     if other.num_items != sweep.num_items and any(folder.glob(f"cells/*/*/{ITEMS}")):
         differences.append(f"evaluate.num_items ({other.num_items} there, {sweep.num_items} here)")
     theirs, ours = ({cell.name: cell for cell in one.cells} for one in (other, sweep))

@@ -11,6 +11,7 @@ from tinylora.tasks.config import PromptConfig, TaskConfig
 from tinylora.tasks.prompt import Prompt
 from tinylora.tasks.scorers.math_verify import MathVerifyScorer
 from tinylora.tasks.scorers.python import PythonScorer, load_function
+from tinylora.tasks.scorers.reference import split_reference
 from tinylora.tasks.scorers.text import (
     BoxedScorer,
     ContainsScorer,
@@ -110,7 +111,7 @@ def make_scorer(name: str, options: Mapping[str, Any], source: reasoning_gym.Sou
     if name == "reasoning-gym":
         return reasoning_gym.own_scorer(source, options)
     if ":" in name:
-        return PythonScorer(load_function(name), options, name.partition(":")[0])
+        return PythonScorer(load_function(name), options, split_reference(name).module)
     if name not in SCORERS:
         close = get_close_matches(name, SCORERS, n=1, cutoff=0.5)
         raise UserError(

@@ -19,7 +19,8 @@ class TaskConfig:
     """gsm8k, math, math500, aime24, aime25, amc23, banking77, restaurant8k, ifeval, mbpp, writing, jsonl, or
     reasoning_gym:NAME."""
     path: str = ""
-    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub."""
+    """A JSONL file (jsonl), or a folder with train.jsonl and test.jsonl (public sets); empty takes the hub. Looked for
+    beside the recipe, then in the working folder; a run keeps it in full."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the reasoning-gym task, passed through; labels for banking77; levels, subjects for math, math500;
     rules, max_rules for writing."""

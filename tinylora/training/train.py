@@ -12,6 +12,7 @@ from torch import Tensor
 from tinylora.adapter.code import fits_a_code
 from tinylora.config.algorithms import ALGORITHMS as FACTS
 from tinylora.config.algorithms import AlgorithmName
+from tinylora.config.located import located
 from tinylora.config.resume import check_as_begun, resume_config
 from tinylora.config.run import RunConfig
 from tinylora.config.schema import dump_config
@@ -78,6 +79,7 @@ def train(
     Raises: UserError for settings that cannot work, before anything is written; during the run, see `grpo_step`.
     """
     check_name(name, "a run's name")
+    config = located(config)
     check_memory(config, say)
     runtime = open_runtime(config, task=task or True, say=say)
     _check(runtime, say)

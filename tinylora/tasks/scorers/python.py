@@ -13,11 +13,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tinylora.errors import UserError
 from tinylora.tasks.base import Item, shorten
 from tinylora.tasks.scorers.code import code_digest
+from tinylora.tasks.scorers.reference import split_reference
 from tinylora.tasks.scorers.text import Scorer
 
 
@@ -79,29 +82,39 @@ def _number(what: str, value: Any) -> float:
     return number
 
 
+def _check_place(reference: str, folder: str, module: ModuleType) -> None:
+    """Raises: UserError where Python has a module of that name from elsewhere, as it has only one of each."""
+    file = getattr(module, "__file__", None)
+    if folder and (file is None or Path(folder).resolve() not in Path(file).resolve().parents):
+        raise UserError(
+            f"scorer {reference!r}: Python has another module of that name ({file or 'built in'}); rename the file"
+        )
+
+
 def load_function(reference: str) -> Callable[..., Any]:
-    """The function that `module:function` names. The current directory is put on the import path first, and stays.
+    """The function that `module:function` or `FOLDER/module:function` names. The folder, else the current one, is put
+    on the import path first, and stays.
 
     Raises: UserError when the module is not found or fails to import, or has no such function.
     """
-    module_name, _, function_name = reference.partition(":")
-    if not module_name or not function_name:
-        raise UserError(f"a Python scorer is written module:function, got {reference!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    folder, module_name, function_name = split_reference(reference)
+    place = os.path.abspath(os.path.expanduser(folder))
+    if place not in sys.path:
+        sys.path.insert(0, place)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise UserError(
                 f"scorer {reference!r}: there is no module {module_name!r}; run from the folder that holds "
-                f"{module_name.split('.')[0]}.py, or install it (looked in {os.getcwd()} and the Python path)"
+                f"{module_name.split('.')[0]}.py, or install it (looked in {place} and the Python path)"
             ) from error
         raise UserError(f"scorer {reference!r}: importing {module_name!r} failed ({error})") from error
     except Exception as error:
         raise UserError(
             f"scorer {reference!r}: importing {module_name!r} failed ({type(error).__name__}: {error})"
         ) from error
+    _check_place(reference, folder and place, module)
     function = getattr(module, function_name, None)
     if function is None:
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

@@ -4,6 +4,7 @@ Other tools' forms of a row are read by forms.py.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -138,7 +139,7 @@ def load(
     splits: dict[str, Split | None] = {}
     places: dict[str, str] = {}
     first_place, duplicates = "", 0
-    for where, row in read_rows(Path(path)):
+    for where, row in read_rows(Path(os.path.expanduser(path))):
         item, split = _item(as_question(row, where, system), where, needs_answer, json_answers)
         if first_place and (split is None) != (next(iter(splits.values())) is None):
             raise UserError(f"{where}: either every line has 'split' or none; {first_place} differs from this one")

@@ -6,6 +6,7 @@ are dropped and counted. A set without a train file is for evaluation: it refuse
 themselves are in `public_sets.py`.
 """
 
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -92,6 +93,7 @@ def load(public: PublicSet, path: str, options: Options, validation_share: float
     Raises: UserError for a missing file, package or field, and for options that the set does not take.
     """
     public.check_options(public.name, options)
+    path = os.path.expanduser(path)
     if path:
         _check_folder(public, Path(path))
     elif not public.hub_id:
