@@ -10,7 +10,7 @@ from tinylora.tasks.scorers.numeric import Number, numbers, plain, without_perio
 from tinylora.tasks.scorers.script import joined
 
 _OPERATOR = re.compile(
-    r"(?:[-+*/×÷^·∙⋅∗⁄∕±∓√≠<≤≥|]|[\w)\]}][ \t]+>|!=|[_^]\{"
+    r"(?:[-+*/×÷^·∙⋅∗⁄∕±∓√≠<≤≥]|[\w)\]}][ \t]+>|!=|[_^]\{"
     r"|\\(?:times|cdot|div|ast|star|pm|mp|bmod|mod|pmod|over|le|leq|ge|geq|ne|neq|lt|gt|bullet|circ|log|ln|sqrt)"
     r"|\\sqrt\s*(?:\[[^\[\]{}]*\])|\\[dtc]?frac\s*(?:\{[^{}]*\}|[0-9])"
     r"|(?<![^\W_])(?:sqrt|log|ln|sin|cos|tan|exp|mod))[ \t]*\Z"
