@@ -107,7 +107,7 @@ def run_python(
     if isolate and (exit_code not in (0, sandbox_child.TIMED_OUT) or (exit_code == 0 and answer[:1] != b"!")):
         raise UserError(  # not the code's fault, which cannot reach that process
             f"the process that runs a model's code failed itself (exit code {exit_code}); is the machine out of memory "
-            "or processes?"
+            f"or processes, or can {sys.executable} and its library not be read?"
         )
     if exit_code == sandbox_child.TIMED_OUT:
         return Outcome(False, f"timed out after {timeout_seconds:g} s", timed_out=True)
