@@ -21,7 +21,7 @@ def check_shards(name: str, folder: Path) -> None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # damaged: told when it is loaded
         for shard in sorted(named):
-            if "\\" in shard or shard != Path(shard).name or "\0" in shard:
+            if "\\" in shard or "\0" in shard or shard in ("", ".", "..") or shard != Path(shard).name:
                 raise UserError(
                     f"{index.name} of the model {name} names {shard[:120]!r}, which is no file of its folder; nothing "
                     "outside of it is followed: put all files into one folder, or fetch the model again"
