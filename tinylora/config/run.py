@@ -6,6 +6,7 @@ from typing import Literal
 
 from tinylora.adapter.config import AdapterConfig
 from tinylora.config.algorithms import ALGORITHMS, AlgorithmName
+from tinylora.config.bounds import check_numbers
 from tinylora.config.method import MethodConfig
 from tinylora.errors import check_path, check_text, require, require_at_least
 from tinylora.tasks.config import PromptConfig, TaskConfig
@@ -240,6 +241,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for section in fields(self):
             held = getattr(self, section.name)
+            if is_dataclass(held):
+                check_numbers(section.name, held)
             inner = {one.name: getattr(held, one.name) for one in fields(held)} if is_dataclass(held) else held
             check_text(section.name, inner)
         finite = all(math.isfinite(weight) for weight in self.reward.values())

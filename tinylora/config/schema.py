@@ -1,6 +1,7 @@
 """The settings' dataclasses to and from TOML tables; their annotations are the only schema there is."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -59,7 +60,11 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
             return {name: _convert(item, args[1], f"{key}.{name}") for name, item in value.items()}
     elif annotation is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            if abs(value) <= sys.float_info.max or isinstance(value, float):
+                return float(value)
+            raise UserError(
+                f"recipe key {key} must be a number that a float holds, got one of {len(str(value))} digits"
+            )
     elif annotation in (bool, int, str):
         if type(value) is annotation:
             return value
