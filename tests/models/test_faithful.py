@@ -46,7 +46,7 @@ def base(tiny_folder: Path) -> BaseModel:
     ("template", "turns", "told"),
     [
         (PARTS, QUESTION, "leaves out the question: it expects contents as lists of parts"),
-        (PARTS, ALL, "leaves out the system prompt"),
+        (PARTS, ALL, "leaves out the system prompt: it expects contents as lists of parts.*chat_template.jinja"),
         (NO_SYSTEM, ALL, r"leaves out the system prompt; .*prompt\.template"),
         ("{% for m in messages[-1:] %}" + TURN, ALL, "leaves out the system prompt"),
         ("{% for m in messages[-1:] %}" + TURN, ALL[1:], r"leaves out the question of example 1; .*few_shot"),

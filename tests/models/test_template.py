@@ -196,11 +196,16 @@ def test_variables_reach_the_template_everywhere(tiny_folder: Path, tmp_path: Pa
     assert open_adapter(run).settings().prompt.template_variables == {"enable_thinking": True}
 
 
-def test_a_variable_that_the_template_does_not_read_is_refused(base: BaseModel) -> None:
-    base.tokenizer.chat_template = "{% if enable_thinking %}<think>{% endif %}** | random **" + CHAT_TEMPLATE
-    assert encode_prompt(base, USER, handed=Handed(variables={"enable_thinking": True}))
-    with pytest.raises(UserError, match="does not read 'enable_thinkng', .* did you mean 'enable_thinking'"):
-        encode_prompt(base, USER, handed=Handed(variables={"enable_thinkng": False}))
+def test_a_variable_that_the_template_does_not_read_is_said(
+    tiny_folder: Path, fresh_cache: Path, base: BaseModel
+) -> None:
+    _with_template(tiny_folder, "{% if enable_thinking %}<think>{% endif %}** | random **" + CHAT_TEMPLATE)
+    for name, told in (("enable_thinking", []), ("enable_thinkng", ["did you mean enable_thinking?"])):
+        said: list[str] = []
+        config = tiny_config(tiny_folder, prompt={"template_variables": {name: True}})
+        open_runtime(config, task=ByteTask(), say=said.append)
+        words = [text for text in said if "does not read" in text]
+        assert len(words) == len(told) and all(one in text for one, text in zip(told, words, strict=True))
 
 
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "tokenize", "strftime_now"])

@@ -87,10 +87,9 @@ def _check_roles(base: "BaseModel", turns: Sequence[Turn], handed: Handed) -> No
         return
     for index, mark in enumerate(marks):
         if mark not in rendered and _squeezed(mark).lower() not in _squeezed(rendered).lower():
-            raise UserError(
-                f"the chat template of {base.name} leaves out {_what(turns, index)}"
-                f"{_reads_parts(base, probe, mark, handed)}; {_advice(turns, index)}"
-            )
+            parts = _reads_parts(base, probe, mark, handed)
+            advice = _advice(turns, len(turns) - 1 if parts else index)  # such a template shows no text at all
+            raise UserError(f"the chat template of {base.name} leaves out {_what(turns, index)}{parts}; {advice}")
     known.add(key)
 
 

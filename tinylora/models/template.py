@@ -71,7 +71,7 @@ def render(
     from jinja2.exceptions import TemplateError
 
     text = template_text(base, handed.name)
-    if refused := _refused(text, tuple(handed.variables)):
+    if refused := _refused(text):
         raise UserError(f"the chat template of {base.name} {refused}")
     given: dict[str, Any] = dict(handed.variables)
     if handed.name:
@@ -140,16 +140,27 @@ def with_fixed_date(base: "BaseModel", prompt: PromptConfig) -> PromptConfig:
     return prompt if prompt.date == date else replace(prompt, date=date)
 
 
+def unread_variables(base: "BaseModel", prompt: PromptConfig) -> str:
+    """A sentence about variables that the template does not read, which then change nothing; empty if it reads all."""
+    if not (prompt.template_variables and prompt.chat and base.has_chat_template):
+        return ""
+    text = template_text(base, prompt.template_name)
+    unread = [name for name in prompt.template_variables if not re.search(rf"\b{re.escape(name)}\b", text)]
+    if not unread:
+        return ""
+    near = get_close_matches(unread[0], set(re.findall(r"[A-Za-z_]\w+", text)), n=1, cutoff=0.7)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return (
+        f"the chat template of {base.name} does not read {', '.join(unread)} of prompt.template_variables, so that "
+        f"changes nothing{hint}"
+    )
+
+
 @cache
-def _refused(text: str, variables: tuple[str, ...]) -> str:
-    """Why a template is not asked at all: it does what no limit holds, or does not read a variable. Empty if it is."""
+def _refused(text: str) -> str:
+    """Why a template is not asked at all: it does what no limit holds, or draws at random. Empty if it is."""
     from jinja2 import Environment, TemplateSyntaxError
 
-    for name in variables:
-        if not re.search(rf"\b{re.escape(name)}\b", text):
-            near = get_close_matches(name, set(re.findall(r"[A-Za-z_]\w+", text)), n=1, cutoff=0.7)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            return f"does not read {name!r}, which prompt.template_variables sets{hint}"
     try:
         tokens = [token for _, kind, token in Environment().lex(text) if kind in ("operator", "name")]
     except TemplateSyntaxError:  # which is said when it is rendered

@@ -24,7 +24,7 @@ from tinylora.models.architecture import Unsupported, describe
 from tinylora.models.base import BaseModel
 from tinylora.models.load import load_base_model
 from tinylora.models.prompt import Encoded, does_not_fit, encode_prompt, encode_prompts, end_of_reply
-from tinylora.models.template import Handed, with_fixed_date
+from tinylora.models.template import Handed, unread_variables, with_fixed_date
 from tinylora.rollouts.candidates import prompt_candidates
 from tinylora.rollouts.references import reference_tokens
 from tinylora.rollouts.replies import Reply, draw_key, score_completion, stop_at
@@ -323,6 +323,8 @@ def open_runtime(
             config.train, num_threads=threads, micro_batch_tokens=resolve_micro_batch(base.model, adapter, config)
         ),
     )
+    if word := unread_variables(base, resolved.prompt):
+        say(word)
     runtime = Runtime(resolved, base, adapter, engine, built)
     if config.task.skip and not isinstance(built, NoTask):
         runtime.task = TaskWithoutSkipped(built, config.task.skip, runtime._too_long)
