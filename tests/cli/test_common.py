@@ -332,7 +332,8 @@ def test_eval_writes_items_and_takes_the_untrained_models_from_a_file(
     before = items.read_text()
     refused = tinylora_(*words)
     assert refused.exit_code == 2 and "exists; choose another file, or replace it with --force" in refused.stderr
-    again = tinylora_(*words, "--force")
+    words = (*words, "--force")
+    again = tinylora_(*words)
     assert "untrained model's replies are taken from" in again.stderr and "untrained: 5/5" not in again.stderr
     assert items.read_text() == before and json.loads(again.stdout) == said
     kept = [json.loads(line) for line in untrained.read_text().split("\n") if line]
@@ -341,7 +342,7 @@ def test_eval_writes_items_and_takes_the_untrained_models_from_a_file(
     other = tinylora_("eval", str(run), "--num-items", "6", "--untrained", str(untrained))
     assert other.exit_code == 2 and "holds replies to something else (protocol" in other.stderr
     untrained.write_text(untrained.read_text().replace('"base": "', '"base": "ff'))
-    other = tinylora_(*words, "--force")
+    other = tinylora_(*words)
     assert other.exit_code == 2 and "holds replies to something else (base" in other.stderr
     # Nor for another base that the same adapter is put on.
     untrained.unlink()

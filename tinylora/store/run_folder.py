@@ -181,7 +181,8 @@ class RunFolder:
             log_bytes = {log.name: log.stat().st_size if log.exists() else 0 for log in logs}
             data = pack(state, log_bytes)
             files = self._checkpoints()
-            number = number_of(files[0]) + 1 if files else 1
+            # That before the first step has the number 0.
+            number = number_of(files[0]) + 1 if files else int(state.get("step") != 0)
             path = self.checkpoint_dir / f"state-{number:08d}.safetensors"
             write_atomically(path, data, again=GO_ON)
             for old in files[1:]:
