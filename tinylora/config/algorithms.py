@@ -6,7 +6,7 @@ How it learns stands in `tinylora.training`, one file an algorithm.
 from dataclasses import dataclass
 from typing import Literal
 
-AlgorithmName = Literal["grpo", "sft", "rft"]
+AlgorithmName = Literal["grpo", "npg", "sft", "rft"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +20,9 @@ class AlgorithmFacts:
     announced: str = ""
     """What a run says that it is; empty for reinforcement learning, which is what one expects here."""
     is_reinforcement: bool = False
-    """Whether it learns from rewards, so that [grpo]'s updates and KL and a control reward mean something."""
+    """Whether it learns from rewards, so that a control reward means something."""
+    has_rate: bool = True
+    """Whether optim.lr decides how far a step goes."""
     samples: bool = True
     """Whether a step draws replies; otherwise it takes as many reference replies."""
     shortened_by: str = ""
@@ -32,6 +34,13 @@ ALGORITHMS: dict[AlgorithmName, AlgorithmFacts] = {
         in_words="GRPO",
         short="RL (grpo)",
         is_reinforcement=True,
+        shortened_by=" and half of the groups agree in their rewards",
+    ),
+    "npg": AlgorithmFacts(
+        in_words="NPG (natural gradient)",
+        short="RL (npg)",
+        is_reinforcement=True,
+        has_rate=False,
         shortened_by=" and half of the groups agree in their rewards",
     ),
     "sft": AlgorithmFacts(

@@ -91,11 +91,16 @@ class GrpoConfig:
     """Truncated importance sampling: learner/sampler probability ratios are cut at this value."""
     max_logprob_gap: float = 0.1
     """Stop the run when the mean |learner - sampler| log-prob of a step exceeds this."""
+    until_signal: bool = False
+    """npg: sample further batches until the step is no noise (p below 0.05), signal_batches at most."""
+    signal_batches: int = 4
+    """Batches of prompts_per_step that a step may sample under until_signal."""
 
     def __post_init__(self) -> None:
         enough = "at least 2 (a completion is compared with others of its prompt)"
         require(self.group_size >= 2, "grpo.group_size", enough, self.group_size)
         require_at_least(1, "grpo", self, "prompts_per_step", "updates_per_batch", "refill_factor", "importance_cap")
+        require_at_least(1, "grpo", self, "signal_batches")
         require(self.refill_factor < math.inf, "grpo.refill_factor", "finite", self.refill_factor)
         require(0 <= self.clip_low <= 1, "grpo.clip_low", "between 0 and 1", self.clip_low)
         for name in ("clip_high", "kl_coef"):
@@ -116,7 +121,7 @@ class SftConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """Adam on v."""
+    """How v moves: Adam with a rate (grpo, sft, rft), or steps of so many nats (npg)."""
 
     lr: float = 4e-3
     """Adam's learning rate."""
@@ -130,11 +135,24 @@ class OptimConfig:
     """Clip the gradient's norm at this value; 0 is off."""
     warmup_steps: int = 0
     """Steps over which the rate rises linearly."""
+    kl_step: float = 0.01
+    """npg: length of a step in nats a reply, the KL between the model before and after it. Takes the place of lr."""
+    kl_total: float = 0.0
+    """npg: nats a reply that v may be from the base, by the present curvature; 0 is no bound."""
+    direction: Literal["natural", "adam"] = "natural"
+    """npg: where a step goes, F^-1 g or where Adam would go; kl_step is its length in both."""
+    momentum: float = 0.8
+    """npg: decay of the running mean of the gradient."""
+    curvature_decay: float = 0.8
+    """npg: decay of the running mean of the curvature F."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "max_grad_norm"):
             require(0 <= getattr(self, name) < math.inf, f"optim.{name}", "0 or more, and finite", getattr(self, name))
-        for name in ("beta1", "beta2"):
+        require(0 < self.kl_step <= 1, "optim.kl_step", "above 0 and at most 1 nat a reply", self.kl_step)
+        nats = "0 (no bound) or more nats, and finite"
+        require(0 <= self.kl_total < math.inf, "optim.kl_total", nats, self.kl_total)
+        for name in ("beta1", "beta2", "momentum", "curvature_decay"):
             require(0 <= getattr(self, name) < 1, f"optim.{name}", "at least 0 and below 1", getattr(self, name))
         require(0 < self.eps < math.inf, "optim.eps", "above 0, and finite", self.eps)
         require_at_least(0, "optim", self, "warmup_steps")
@@ -145,8 +163,8 @@ class TrainConfig:
     """Length, seed and memory of a run."""
 
     algorithm: AlgorithmName = "grpo"
-    """grpo; sft on reference solutions (sft.target); rft on the untrained model's own right replies. A step of each has
-    prompts_per_step x group_size replies; rft keeps those that are right."""
+    """grpo; npg (natural gradient, no learning rate); sft on reference solutions (sft.target); rft on the untrained
+    model's own right replies. A step of each has prompts_per_step x group_size replies; rft keeps the right ones."""
     steps: int = 100
     """Optimiser batches to run."""
     seed: int = 0
@@ -171,7 +189,7 @@ class TrainConfig:
     """Steps between liveness probes; one always runs at the start."""
 
     def __post_init__(self) -> None:
-        only = "none unless train.algorithm is grpo (it is a reward)"
+        only = "none unless train.algorithm is grpo or npg (it is a reward)"
         is_rewarded = ALGORITHMS[self.algorithm].is_reinforcement
         require(is_rewarded or self.control == "none", "train.control", only, self.control)
         require_at_least(1, "train", self, "steps", "liveness_every")

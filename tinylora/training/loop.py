@@ -224,6 +224,7 @@ def _report(step: int, record: dict[str, Any], step_seconds: float) -> StepRepor
         length_tokens=record.get("length"),
         tokens_per_second=record.get("tokens_per_second"),
         loss=record.get("loss"),
+        noise_p=record.get("signal_p"),
         v_norm=record["v_norm"],
         grad_norm=record["grad_norm"],
         step_seconds=step_seconds,

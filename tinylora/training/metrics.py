@@ -34,6 +34,18 @@ class Means:
         self._sums[name] = self._sums.get(name, 0.0) + float(total)
         self._counts[name] = self._counts.get(name, 0.0) + float(count)
 
+    def count(self, name: str) -> float:
+        """How many values were added under the name."""
+        return self._counts.get(name, 0.0)
+
+    def with_more(self, other: "Means") -> "Means":
+        """What both have counted."""
+        both = Means()
+        for one in (self, other):
+            for name, total in one._sums.items():
+                both.add(name, total, one._counts[name])
+        return both
+
     def result(self) -> dict[str, float]:
         """Name to mean, in the order first added; NaN (null in the file) where nothing was counted."""
         return {name: self._sums[name] / n if (n := self._counts[name]) else math.nan for name in self._sums}

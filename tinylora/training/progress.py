@@ -25,6 +25,8 @@ class StepReport:
     """Tokens sampled in this step divided by the seconds that sampling took."""
     loss: float | None = None
     """Mean negative log-probability a token, of a supervised step."""
+    noise_p: float | None = None
+    """How often chance alone gives a gradient as large; None where nobody asked."""
     v_norm: float
     """Euclidean norm of v after the step."""
     grad_norm: float
@@ -55,6 +57,7 @@ def format_step(report: StepReport, total_steps: int, seconds_left: float) -> st
             *sampled,
             f"|v| {_fixed(report.v_norm, 3) if report.v_norm >= 0.0095 else f'{report.v_norm:.1e}'}",
             f"grad norm {report.grad_norm:.1e}",
+            *(() if report.noise_p is None else (f"noise p {_fixed(report.noise_p, 3)}",)),
             f"{_fixed(report.step_seconds, 1)} s/step",
             f"{format_duration(seconds_left)} left",
         )

@@ -43,12 +43,13 @@ from tinylora.training.algorithm import Algorithm
 from tinylora.training.gradient_basis import with_gradient_basis
 from tinylora.training.grpo import Grpo
 from tinylora.training.loop import Loop, State
+from tinylora.training.npg import Npg
 from tinylora.training.rft import Rft
 from tinylora.training.sft import Sft
 
 HIGHEST_USUAL_RATE = 2e-3
 """Of Adam on LoRA and its kin; at twice that, LoRA of rank 8 unlearned the demo within two steps."""
-ALGORITHMS: dict[AlgorithmName, type[Algorithm]] = {"grpo": Grpo, "sft": Sft, "rft": Rft}
+ALGORITHMS: dict[AlgorithmName, type[Algorithm]] = {"grpo": Grpo, "npg": Npg, "sft": Sft, "rft": Rft}
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +276,8 @@ def _say_if_nothing_was_gained(state: State, config: RunConfig, folder: RunFolde
         "which is the whole reward: there was nothing to gain"
         if untrained >= full - 1e-9
         else f"before anything else try another optim.lr, here {config.optim.lr:g}"
+        if FACTS[config.train.algorithm].has_rate
+        else "before anything else try another prompt, or more replies a step"
     )
     say(
         f"at no validation was it better than the untrained model (mean reward {state.best_score:.3f} at best, "
@@ -307,7 +310,9 @@ def _announce(runtime: Runtime, folder: RunFolder, say: Say) -> None:
     if config.method.name != "full":
         with adapter.using(None):
             say(reach(runtime.base.model, adapter.paths).in_words())
-    if config.method.name not in ("tinylora", "lora-xs", "vera", "ia3") and config.optim.lr > HIGHEST_USUAL_RATE:
+    has_rate = FACTS[config.train.algorithm].has_rate
+    few = config.method.name in ("tinylora", "lora-xs", "vera", "ia3")
+    if not few and has_rate and config.optim.lr > HIGHEST_USUAL_RATE:
         say(
             f"optim.lr = {config.optim.lr:g} suits TinyLoRA's few numbers; for {config.method.describe()} a hundredth "
             "to a tenth of it is usual, and all weights take less still"
