@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,15 +52,14 @@ def one_recipe(name: str, rounds: int, threads: int, dtype: str) -> dict[str, An
     order = DataOrder(runtime.task.items("train"), 0)
     times: dict[str, list[float]] = {"sampling": [], "grpo": [], "npg": []}
     for turn in range(rounds + 1):
-        rollouts, sampling = seconds(lambda: sample_step(runtime, order, v.detach().clone()))
+        rollouts, sampling = seconds(partial(sample_step, runtime, order, v.detach().clone()))
         optimizer = make_optimizer(v, config)
-        before = v.detach().clone()
-        _, grpo = seconds(lambda: grpo_step(learner, rollouts.groups, v, optimizer, config, turn))
+        _, grpo = seconds(partial(grpo_step, learner, rollouts.groups, v, optimizer, config, turn))
         with torch.no_grad():
-            v.copy_(before)
-        _, npg = seconds(lambda: algorithm._move(algorithm._score(rollouts.groups, turn), turn))
+            v.zero_()
+        _, npg = seconds(partial(algorithm.learn, rollouts.groups, turn))
         with torch.no_grad():
-            v.copy_(before)
+            v.zero_()
         if turn:  # the first warms up
             for key, value in zip(times, (sampling, grpo, npg), strict=True):
                 times[key].append(value)

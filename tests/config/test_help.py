@@ -19,7 +19,7 @@ def test_sections_hold_every_setting_in_order() -> None:
 
 def test_a_section_is_called_by_the_first_paragraph_of_its_docstring() -> None:
     about = {section.name: section.about for section in describe_sections()}
-    assert about["optim"] == "Adam on v."
+    assert about["optim"] == "How v moves: Adam with a rate (grpo, sft, rft), or steps of so many nats (npg)."
     assert about["adapter"].startswith("W' = W + U") and "Raises" not in about["adapter"]
     assert about["reward"].startswith("Weights of the task's scores")  # no dataclass: its keys are free
     assert all(about.values())

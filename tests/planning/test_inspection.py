@@ -1,5 +1,6 @@
 """Counts, memory and plans by hand; log-probs and KL against a loop over single rows in NumPy float64."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,10 @@ def test_plan_by_hand() -> None:
     kl = make_plan(replace(config, grpo=replace(config.grpo, kl_coef=0.1)), speed, prompts)
     assert kl.hours - plan.hours == pytest.approx(10_800 / 10 / 3600)  # one more forward pass
     assert "8,000 sampled (up to 24,000" in format_plan(speed, plan)
+    scored = replace(config, train=replace(config.train, algorithm="npg"))
+    few, many = (make_plan(scored, speed, prompts, numbers) for numbers in (13, 210))
+    assert few.learner_tokens == 100 * (math.ceil(14 * 28 / 3) + 80)  # a forward tangent a number: 28 tokens in all
+    assert many.learner_tokens == 100 * (8 * 20 + 80)  # or a prompt for each reply
     sft = make_plan(replace(config, train=replace(config.train, algorithm="sft")), speed, prompts)
     assert sft.sampled_tokens == sft.sampled_tokens_with_all_refills == 0
     assert sft.learner_tokens == 100 * (12 + 8 * 8 + 8 * 10)  # every reply has its own question

@@ -270,3 +270,9 @@ class RunConfig:
         if self.method.name == "tinylora":
             self.adapter.check_projection()
         require(useful, "reward", "finite weights of the task's scores, at least one of them not 0", self.reward)
+
+    def pace(self) -> str:
+        """What decides how far a step goes, in words."""
+        if ALGORITHMS[self.train.algorithm].has_rate:
+            return f"learning rate {self.optim.lr:g}"
+        return f"steps of {self.optim.kl_step:g} nats a reply"

@@ -37,6 +37,8 @@ MAY_SAY = frozenset({
     "grpo.max_logprob_gap",
     "sft.target",
     "optim.lr", "optim.beta1", "optim.beta2", "optim.eps", "optim.max_grad_norm", "optim.warmup_steps",
+    "optim.kl_step", "optim.kl_total", "optim.direction", "optim.momentum", "optim.curvature_decay",
+    "grpo.until_signal", "grpo.signal_batches",
     "train.algorithm", "train.steps", "train.seed", "train.micro_batch_tokens", "train.memory_budget_gib",
     "train.gradient_checkpointing", "train.num_threads", "train.check_memory", "train.keep", "train.control",
     "train.liveness_every",

@@ -137,7 +137,7 @@ def _training(adapter: Adapter, base_name: str, licence: str) -> list[str]:
     lines += [
         f"- Task: {_text(settings.task.name)}; reward {scores}",
         f"- GRPO: {settings.grpo.prompts_per_step} prompts x {settings.grpo.group_size} completions a step, "
-        f"{settings.train.steps} steps, learning rate {settings.optim.lr:g}, temperature "
+        f"{settings.train.steps} steps, {settings.pace()}, temperature "
         f"{settings.generation.temperature:g}, at most {settings.generation.max_new_tokens} tokens",
         f"- Training seed {settings.train.seed}",
     ]

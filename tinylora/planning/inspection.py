@@ -163,7 +163,7 @@ def inspect_shapes(config: RunConfig, say: Say) -> tuple[Inspection, Speed, Plan
     found = inspect_model(model, config, source, prompt_tokens=prompts.tokens)
     say("timing small models of this shape here ...")
     speed = measure_blocks(model, config, found.num_trained)
-    return found, speed, make_plan(config, speed, prompts)
+    return found, speed, make_plan(config, speed, prompts, found.num_trained)
 
 
 def inspect_weights(runtime: "Runtime", say: Say) -> tuple[Inspection, Speed, Plan]:
@@ -177,7 +177,7 @@ def inspect_weights(runtime: "Runtime", say: Say) -> tuple[Inspection, Speed, Pl
         )
     say("timing the model here ...")
     speed = measure_speed(runtime.base.model, runtime.adapter, config, found.num_trained)
-    return found, speed, make_plan(config, speed, prompts)
+    return found, speed, make_plan(config, speed, prompts, found.num_trained)
 
 
 def format_inspection(found: Inspection, adapter: AdapterConfig) -> str:

@@ -91,14 +91,14 @@ def prompts_of(config: RunConfig) -> Prompts:
     )
 
 
-def make_plan(config: RunConfig, speed: Speed, prompts: Prompts) -> Plan:
-    """Tokens and hours of the run.
+def make_plan(config: RunConfig, speed: Speed, prompts: Prompts, numbers: int = 1) -> Plan:
+    """Tokens and hours of the run. `numbers` of v count under npg, which scores every reply by itself.
 
     What prompts have in common counts once a step, a group's own prompt once; under sft every reply has its own. The
     final evaluation counts, for a test item, greedy and sampled answers of both models, one of a larger budget, one
     under another prompt and one for each random vector; and each candidate prompt on the validation items.
     """
-    full, half = (_step(config, speed, prompts, share) for share in (1.0, 0.5))
+    full, half = (_step(config, speed, prompts, numbers, share) for share in (1.0, 0.5))
     steps, refill = config.train.steps, config.grpo.refill_factor
     tokens, passes, replies = _evaluation(config)
     evaluation = tokens / speed.decode_tokens_per_second
@@ -132,7 +132,7 @@ class _Step:
     seconds: float
 
 
-def _step(config: RunConfig, speed: Speed, prompts: Prompts, share: float) -> _Step:
+def _step(config: RunConfig, speed: Speed, prompts: Prompts, numbers: int, share: float) -> _Step:
     grpo, facts = config.grpo, ALGORITHMS[config.train.algorithm]
     count, completions = grpo.prompts_per_step, grpo.prompts_per_step * grpo.group_size
     replies = math.ceil(share * completions * config.generation.max_new_tokens)
@@ -144,6 +144,9 @@ def _step(config: RunConfig, speed: Speed, prompts: Prompts, share: float) -> _S
         sampling = sampled / speed.decode_tokens_per_second
         sampling += prompts.together(count) / speed.forward_tokens_per_second
     learned = updates * (prompts.together(math.ceil(kept * count)) + math.ceil(kept * replies))
+    if config.train.algorithm == "npg":  # scores every reply, the way that computes fewer tokens
+        apart, tangents = completions * prompts.tokens, math.ceil((1 + numbers) * prompts.together(count) / 3)
+        learned = min(apart, tangents) + replies
     seconds = sampling + learned / speed.learner_tokens_per_second + speed.vector_seconds
     if facts.is_reinforcement and grpo.kl_coef > 0:
         seconds += learned / speed.forward_tokens_per_second

@@ -92,6 +92,10 @@ class Npg(Algorithm):
             batch = batch.with_more(self._score(more.groups, step), _seed(config, step))
         return {**rollout_metrics(rollouts), **batch.means.result(), **self._move(batch, step)}, rollouts
 
+    def learn(self, groups: Sequence[Group], step: int) -> dict[str, float]:
+        """Score groups and move v; metrics. What a step does behind its sampling."""
+        return self._move(self._score(groups, step), step)
+
     def _score(self, groups: Sequence[Group], step: int) -> "_Batch":
         """Scores of all replies of the groups, and how far the sampler's log-probs are from the learner's."""
         config = self.runtime.config

@@ -1,10 +1,14 @@
 """An early word when a run cannot learn, while there is still time to change something. Plain numbers in, words out."""
 
-from collections.abc import Mapping
+import math
+from collections import deque
+from collections.abc import Collection, Mapping
 from typing import Any
 
 PATIENCE = 5
 """Steps in a row after which a word is said."""
+NOISE_STEPS = 10
+"""Steps whose p are looked at together: whether all of them could be noise."""
 
 
 class Watch:
@@ -20,6 +24,7 @@ class Watch:
         self._gap_limit = max_logprob_gap
         self._patience = patience
         self._runs: dict[str, int] = {}
+        self._p: deque[float] = deque(maxlen=NOISE_STEPS)
 
     def step(self, metrics: Mapping[str, Any]) -> list[str]:
         """Words about this step, most often none. Of a supervised step, only whether there was a reply to learn."""
@@ -51,7 +56,20 @@ class Watch:
             "gap": f"sampler and learner log-probs differ by {metrics.get('sampler_gap', 0.0):.3f} on average, more "
             "than half of what stops the run; model.dtype = float32 would bring them together",
         }
-        return self._said(found, words)
+        return self._said(found, words) + self._noise(metrics)
+
+    def _noise(self, metrics: Mapping[str, Any]) -> list[str]:
+        """A word where the last steps together say no more than chance would, by Fisher's sum of log p."""
+        if "signal_p" not in metrics:
+            return []
+        self._p.append(metrics["signal_p"])
+        if len(self._p) < NOISE_STEPS or (p := together(self._p)) < 0.05:
+            return []
+        self._p.clear()
+        return [
+            f"the last {NOISE_STEPS} steps cannot be told from noise (p = {p:.2f} together): take more prompts a step, "
+            "grpo.until_signal = true, an easier task, or stop here"
+        ]
 
     def _said(self, found: Mapping[str, bool], words: Mapping[str, str]) -> list[str]:
         said = []
@@ -60,3 +78,13 @@ class Watch:
             if self._runs[name] == self._patience:
                 said.append(f"{self._patience} steps in a row: {words[name]}")
         return said
+
+
+def together(ps: Collection[float]) -> float:
+    """p of several independent tests at once: -2 sum log p is chi-squared with 2 n degrees of freedom (Fisher 1925)."""
+    half = -sum(math.log(p) for p in ps)
+    term = total = 1.0
+    for i in range(1, len(ps)):
+        term *= half / i
+        total += term
+    return math.exp(-half) * total
