@@ -228,7 +228,12 @@ def many_tokens(name: str, text: str, algorithm: str = "grpo") -> None:
             for n in range(300)
         ]
         rows[290]["question"] = text
-        t.write("q.jsonl", "".join(json.dumps({**row, "split": "train"}) + "\n" for row in rows))
+        t.write(
+            "q.jsonl",
+            "".join(
+                json.dumps({**row, "split": "train" if n > 3 else "validation"}) + "\n" for n, row in enumerate(rows)
+            ),
+        )
         t.recipe(task={"path": "q.jsonl"}, train={"steps": 200, "algorithm": algorithm}, eval={"num_validation": 2})
         came = t.refused(t.run("train", "t.toml"), ("tokens", "context"), "skip")
         t.silent(came, "step 1/")

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (tables of inputs, a line each)
 """What the trials are made of: tiny random models, questions, recipes, and a reward that any text can earn."""
 
 import importlib
@@ -7,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,14 @@ CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-PRELOADED = (
-    "tinylora", "torch", "transformers", "transformers.models.llama.modeling_llama", "safetensors.torch", "typer", "rich", "jinja2",
-    "transformers.models.gpt2.modeling_gpt2", "tokenizers", "gguf", "numpy", "scipy.stats", "tinylora.cli",
-)  # fmt: skip
+ALSO_LOADED = ("transformers.models.gpt2.modeling_gpt2", "gguf", "matplotlib.figure", "matplotlib.backends.backend_svg")
+LISTED = """
+import atexit, json, runpy, sys
+atexit.register(lambda: open("modules.json", "w").write(json.dumps(list(sys.modules))))
+sys.argv[:] = ["tinylora", "train", "t.toml"]
+runpy.run_module("tinylora", run_name="__main__", alter_sys=True)
+"""
+"""The first run, which leaves a list of the modules that it has imported."""
 
 
 def toml(value: Any) -> str:
@@ -70,13 +74,15 @@ class World:
             task = {"path": str(ready / "sums.jsonl"), "scorer": f"{LIBRARY}:even"}
             (ready / "t.toml").write_text(self.recipe(self.model("llama"), task=task, eval={"num_test": 2}))
             done = subprocess.run(
-                [sys.executable, "-m", "tinylora", "train", "t.toml"], cwd=ready, capture_output=True, text=True,
+                [sys.executable, "-c", LISTED], cwd=ready, capture_output=True, text=True,
                 timeout=900, env=dict(os.environ),
             )  # fmt: skip
             if done.returncode:
                 raise SystemExit(f"the tiny run itself fails: {done.stderr[-2000:]}")
-        for name in PRELOADED:
-            importlib.import_module(name)
+        for name in ["tinylora", *json.loads((ready / "modules.json").read_text()), *ALSO_LOADED]:
+            if name.split(".")[0] not in ("__main__", LIBRARY):
+                with suppress(Exception):  # some are no modules that can be imported by name
+                    importlib.import_module(name)
 
     @property
     def first_run(self) -> Path:
