@@ -16,7 +16,7 @@ def send(numbers: list[int], after: str, apart_seconds: float = 0.05) -> "object
 
     def meanwhile(pid: int, out: Path, err: Path) -> None:
         until = time.monotonic() + 120
-        while time.monotonic() < until and after not in err.read_text(errors="replace"):
+        while time.monotonic() < until and not (err.is_file() and after in err.read_text(errors="replace")):
             time.sleep(0.02)
         for number in numbers:
             with suppress(ProcessLookupError):
