@@ -74,7 +74,7 @@ def template(name: str, text: str, *says: Words, ok: bool = False, **sections: A
         if ok:
             t.done(came)
         else:
-            t.silent(t.refused(came, *says), "step 1/")
+            t.silent(t.refused(came, *says), "| reward")
 
 
 SYSTEM = {"prompt": {"system": "You are a calculator."}}

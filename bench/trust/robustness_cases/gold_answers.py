@@ -32,7 +32,7 @@ def _(t: Trial) -> None:
     t.recipe(task={"path": "golds.jsonl", "scorer": "math-verify"})
     t.write("golds.jsonl", "\n".join([*rows, '{"question": "6 + 6 =", "answer": "１２"}', ""]))
     came = t.refused(t.run("train", "t.toml"), "１２")
-    t.silent(came, "step 1/")
+    t.silent(came, "| reward")
 
 
 @tried("16 json-fields: a gold without the field, in the last of 40 rows", "train refuses it before step 1")
@@ -40,7 +40,7 @@ def _(t: Trial) -> None:
     rows = [f'{{"question": "{n} + 1 =", "answer": {{"sum": {n + 1}}}}}' for n in range(39)]
     t.recipe(task={"path": "golds.jsonl", "scorer": "json-fields", "scorer_options": {"fields": ["sum"]}})
     t.write("golds.jsonl", "\n".join([*rows, '{"question": "6 + 6 =", "answer": {"total": 12}}', ""]))
-    t.silent(t.refused(t.run("train", "t.toml"), "sum"), "step 1/")
+    t.silent(t.refused(t.run("train", "t.toml"), "sum"), "| reward")
 
 
 @tried("16 number: one gold of the test split is no number", "train refuses it before step 1")
@@ -49,4 +49,4 @@ def _(t: Trial) -> None:
     bad = '{"question": "6 + 66 =", "answer": "twelve", "split": "test"}'
     t.recipe(task={"path": "golds.jsonl", "scorer": "number"}, eval={"num_test": 1})
     t.write("golds.jsonl", "\n".join([*rows, bad, ""]))
-    t.silent(t.refused(t.run("train", "t.toml"), "twelve"), "step 1/")
+    t.silent(t.refused(t.run("train", "t.toml"), "twelve"), "| reward")

@@ -19,7 +19,7 @@ def lacks(name: str, verb: str, file: str, *says: Words, **options: object) -> N
         t.recipe(model=path)
         arguments = {"train": ["train", "t.toml"], "inspect": ["inspect", path, "--weights"], "bench": ["bench", path]}
         came = t.refused(t.run(*arguments[verb]), *says)
-        t.silent(came, "step 1/")
+        t.silent(came, "| reward")
 
 
 SHARD = "merge"
@@ -212,7 +212,7 @@ def too_long(name: str, kind: str, **sections: object) -> None:
         settings = {"task": {"path": "long.jsonl"}, "train": {"algorithm": "sft", "steps": 30}}
         t.recipe(model=t.world.model(kind), **{**settings, **sections})
         came = t.refused(t.run("train", "t.toml"), ("context", "tokens"), ("33 + 1", "line 34", "item", "question"))
-        t.silent(came, "step 1/")
+        t.silent(came, "| reward")
 
 
 too_long("a reference reply beyond the context (Llama)", "llama")
@@ -236,7 +236,7 @@ def many_tokens(name: str, text: str, algorithm: str = "grpo") -> None:
         )
         t.recipe(task={"path": "q.jsonl"}, train={"steps": 200, "algorithm": algorithm}, eval={"num_validation": 2})
         came = t.refused(t.run("train", "t.toml"), ("tokens", "context"), "skip")
-        t.silent(came, "step 1/")
+        t.silent(came, "| reward")
 
 
 many_tokens("80 emoji in the last lines", "Why 😀" + "😀" * 79)

@@ -15,7 +15,7 @@ def send(numbers: list[int], after: str, apart_seconds: float = 0.05) -> "object
     """Send signals once stderr holds a text, each a little later than the one before."""
 
     def meanwhile(pid: int, out: Path, err: Path) -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 60
         while time.monotonic() < until and not (err.is_file() and after in err.read_text(errors="replace")):
             time.sleep(0.02)
         for number in numbers:
@@ -27,7 +27,7 @@ def send(numbers: list[int], after: str, apart_seconds: float = 0.05) -> "object
 
 
 def interrupted(
-    name: str, numbers: list[int], codes: tuple[int, ...], after: str = "step 2/", apart: float = 0.05
+    name: str, numbers: list[int], codes: tuple[int, ...], after: str = "| reward", apart: float = 0.05
 ) -> None:
     @tried(f"25 signals: {name}", f"exit code {' or '.join(map(str, codes))}, how to go on, and no traceback")
     def _(t: Trial) -> None:
@@ -37,7 +37,7 @@ def interrupted(
         t.check("Traceback" not in came.err and "Exception ignored" not in came.err, f"a traceback: {came.err[-600:]}")
         t.check(came.code in codes, f"exit code {came.code}: {came.err[-300:]}")
         t.says(came, "--resume")
-        if after == "step 2/":
+        if after == "| reward":
             t.done(t.run("train", "--resume", "runs/t-001", "--set", f"train.steps={steps(t) + 1}"), "going on")
 
 
@@ -85,7 +85,7 @@ def _(t: Trial) -> None:
 
     t.recipe(train={"steps": 60})
     t.done(t.run("train", "t.toml"))
-    came = t.run("train", "t.toml", meanwhile=send([signal.SIGKILL], "step 3/"), may_fail=True)
+    came = t.run("train", "t.toml", meanwhile=send([signal.SIGKILL], "| reward"), may_fail=True)
     t.check(came.code == 137, f"it was not killed in time: exit code {came.code}")
     t.done(t.run("train", "--resume", "runs/t-002"))
     one, two = (load_file(t.folder / "runs" / name / "last.safetensors")["v"].tolist() for name in ("t-001", "t-002"))
