@@ -28,7 +28,7 @@ setting("train.num_threads=100000", "num_threads")
 setting("train.num_threads=-1", "num_threads")
 setting("generation.kv_budget_gib=1e300", "kv_budget_gib")
 setting("generation.kv_budget_gib=nan", "kv_budget_gib")
-setting("generation.max_new_tokens=1000000000", ("max_new_tokens", "context"))
+setting("generation.max_new_tokens=1000000000", ("max_new_tokens", "context", "memory"))
 setting("adapter.rank=1000000000", "rank")
 setting("train.memory_budget_gib=1e300", "memory_budget_gib")
 setting("train.micro_batch_tokens=-5", "micro_batch_tokens")
@@ -39,7 +39,14 @@ setting("generation.temperature=nan", "temperature")
 setting("adapter.u=0", "u")
 setting("reward.strict=nan", "reward")
 setting('method={name="lora", rank=100000000}', ("rank", "memory"))
-setting("grpo.group_size=100000000", ("group_size", "memory", "completions"), verb="dry run")
+
+
+@tried("27 bounds: dry run --set grpo.group_size=100000000", "refused, or told with its memory")
+def _(t: Trial) -> None:
+    t.recipe()
+    came = t.run("train", "t.toml", "--dry-run", "--set", "grpo.group_size=100000000", **LEAN)
+    t.check(came.code in (0, 2), f"exit code {came.code}: {came.err[-300:]}")
+    t.says(came, ("memory", "group_size"))
 
 
 def lying_adapter(t: Trial, u: int, shape: tuple[int, ...] | None = None) -> Path:

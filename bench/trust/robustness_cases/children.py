@@ -73,6 +73,8 @@ class Child:
         """Start it, wait for its end or its limit, and read what it printed."""
         scratch.mkdir(parents=True, exist_ok=True)
         out, err, given = (scratch / name for name in ("stdout", "stderr", "stdin"))
+        for old in (out, err):
+            old.unlink(missing_ok=True)  # of the child before, which `meanwhile` would read
         given.write_bytes(self.stdin or b"")
         started = time.monotonic()
         pid = self._start_fresh(out, err, given) if self.fresh else self._fork(out, err, given)

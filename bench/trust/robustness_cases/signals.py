@@ -106,7 +106,7 @@ def _(t: Trial) -> None:
 @tried("25 signals: SIGTERM in eval", "exit code 143 or 130, no traceback")
 def _(t: Trial) -> None:
     run = t.trained()
-    meanwhile = send([signal.SIGTERM, signal.SIGTERM], "comparing", 0.1)
+    meanwhile = send([signal.SIGTERM, signal.SIGTERM], "untrained", 0.1)
     came = t.run(
         "eval", run, "--num-items", "10", "--samples", "400", meanwhile=meanwhile, may_fail=True, limit_seconds=120
     )
