@@ -133,7 +133,10 @@ def test_misuse_exits_with_2(args: tuple[str, ...]) -> None:
         (("train", "demo", "--set", "optim.rate=1"), "unknown key 'rate' in section [optim]"),
         (("train", "demo", "--resume", "runs/x"), "--resume goes on with a run as it is"),
         (("train", "demo", "--dry-run", "--set", "adapter.targets=['nope']"), "match no linear map"),
-        (("train", "demo", "--dry-run", "--set", "adapter.rank=2000"), "adapter.rank 2000 exceeds the smallest"),
+        (
+            ("train", "demo", "--dry-run", "--set", "adapter.u=1", "--set", "adapter.rank=300"),
+            "adapter.rank 300 exceeds the smallest",
+        ),
         (("eval", "no/such/run"), "there is no adapter 'no/such/run'"),
         (("chat", "no/such/run"), "there is no adapter 'no/such/run'"),
         (("inspect", "nonsense"), "no model is named 'nonsense'"),

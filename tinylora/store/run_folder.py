@@ -272,7 +272,8 @@ class RunFolder:
                     break
                 # else it would count as the newest of two later
                 os.replace(path, path.with_name(path.name + ".corrupt"))
-            if checkpoint and self._steps_ahead(lengths.get(self.metrics_path.name, 0)) > 2 * self._steps_between():
+            ahead = self._steps_ahead(lengths.get(self.metrics_path.name, 0)) if checkpoint else 0
+            if ahead > 2 and ahead > 2 * self._steps_between():  # the settings are read where they could matter
                 self._keep_as_old()
             for name, length in lengths.items():
                 if (log := self.path / name).exists():
