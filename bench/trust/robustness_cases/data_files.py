@@ -83,7 +83,7 @@ ALPACA = [{"instruction": r["question"], "input": "", "output": r["answer"]} for
 file_is("26 data: Alpaca", lines(ALPACA), "instruction", ("alpaca", "'question'"), either=True)
 file_is("26 data: a JSON list", json.dumps(GOOD, indent=1), ("one JSON object", "list", "array"), either=True)
 file_is("26 data: one JSON list in a line", json.dumps(GOOD), ("list", "array", "JSON object"), either=True)
-file_is("26 data: CSV", "question,answer\n1 + 1 =,2\n", "line 1", "JSON", path="mine.csv", either=True)
+file_is("26 data: CSV", "question,answer\n1 + 1 =,2\n", ("table", "line 1"), "JSON", path="mine.csv", either=True)
 file_is(
     "26 data: Parquet", b"PAR1\x15\x04\x15" + bytes(64) + b"PAR1", ("parquet", "UTF-8", "JSON"), path="mine.parquet"
 )
