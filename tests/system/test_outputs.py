@@ -28,6 +28,13 @@ class Reader:
     def _read(self, fifo: Path) -> None:
         self.data = fifo.read_bytes()
 
+    def wait(self, seconds: float) -> None:
+        self._thread.join(timeout=seconds)
+
+    @property
+    def is_reading(self) -> bool:
+        return self._thread.is_alive()
+
     def result(self) -> bytes:
         self._thread.join(timeout=60)
         assert not self._thread.is_alive()
@@ -57,6 +64,30 @@ def test_a_file_that_came_about_meanwhile_is_kept_and_so_is_the_work(tmp_path: P
     path.write_text("another's")
     assert output.write(b"ours") == tmp_path / "x-2.jsonl"
     assert path.read_text() == "another's" and (tmp_path / "x-2.jsonl").read_bytes() == b"ours"
+
+
+@needs_posix
+def test_a_fifo_that_nobody_reads_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tinylora eval --items FIFO` answered every item and then waited for ever, without a word."""
+    monkeypatch.setattr("tinylora.system.outputs.READER_SECONDS", 0.1)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(UserError, match="nobody reads it; start its reader first"):
+        Output.at(fifo)
+    assert stat.S_ISFIFO(os.lstat(fifo).st_mode)
+
+
+@needs_posix
+def test_the_reader_of_a_fifo_is_not_sent_away_before_the_data(tmp_path: Path) -> None:
+    """Looking at the place before the work must not count as the end of what is written."""
+    fifo, data = tmp_path / "fifo", bytes(range(256)) * 4096  # more than a pipe holds
+    os.mkfifo(fifo)
+    reader = Reader(fifo)
+    output = Output.at(fifo)
+    reader.wait(0.1)
+    assert reader.is_reading
+    output.write(data)
+    assert reader.result() == data
 
 
 @needs_posix

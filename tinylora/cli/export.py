@@ -16,6 +16,7 @@ from tinylora.talk import show
 if TYPE_CHECKING:
     from tinylora.adapter.attach import AttachedAdapter
     from tinylora.models.base import BaseModel
+    from tinylora.system.outputs import Output
 
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or, for gguf, float16.")]
 
@@ -53,14 +54,13 @@ def export(
         raise UserError(f"--rank is for lora and gguf, not for {to}")
     if dtype and dtype not in {"peft": (), "lora": _DTYPES, "gguf": ("float32", "float16"), "merged": _DTYPES[:2]}[to]:
         raise UserError(f"--dtype {dtype!r} cannot be written as {to}; leave it out for the usual one")
-    if to == "gguf":
-        output_at(out, force)
-    else:
+    output = output_at(out, force) if to == "gguf" else None
+    if output is None:
         check_folder(out)
     opened = open_adapter(adapter)
     base = load_base(opened, model, dtype if to == "merged" and dtype else "auto")
     attached = put_on(opened, base, other_base)
-    facts = write_export(to, out, attached, base, rank, dtype, force=force)
+    facts = write_export(to, out, attached, base, rank, dtype, output=output)
     if as_json:
         print_json({"adapter": opened.label, "to": to, "out": str(out), **facts})
         return
@@ -79,11 +79,11 @@ def write_export(
     dtype: str,
     *,
     public: bool = False,
-    force: bool = False,
+    output: "Output | None" = None,
 ) -> dict[str, Any]:
     """Write an adapter as `to` says; what is in it, as data and, under "text", in words.
 
-    public: of a base that lies here, its name alone is written, and not where it lies. force: over a gguf file.
+    public: of a base that lies here, its name alone is written, and not where it lies. output: where a gguf file goes.
     """
     import torch
 
@@ -122,7 +122,7 @@ def write_export(
     else:
         from tinylora.interop.gguf_lora import write_gguf
 
-        factors = write_gguf(out, attached, rank=rank, dtype=chosen, force=force)
+        factors = write_gguf(output or out, attached, rank=rank, dtype=chosen)
     told = _bytes_of(out) if out.is_file() or out.is_dir() else None  # a device or FIFO has none
     lost = f"; {100 * (1 - factors.kept):.2g} % of the squared update was cut off" if factors.kept < 1 else ""
     return {

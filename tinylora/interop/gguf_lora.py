@@ -41,17 +41,15 @@ DTYPES = {torch.float32: np.float32, torch.float16: np.float16}
 
 
 def write_gguf(
-    path: Path,
+    path: Path | Output,
     attached: AttachedAdapter,
     *,
     rank: int = 0,
     dtype: torch.dtype = torch.float32,
-    force: bool = False,
 ) -> LoraFactors:
-    """Write the adapter, with the current v, as a GGUF file.
+    """Write the adapter, with the current v, as a GGUF file, at a path or an output that was looked at.
 
-    Raises: UserError for an architecture, a quantised base or a dtype that is not covered, or a file that is there,
-    unless `force`.
+    Raises: UserError for an architecture, a quantised base or a dtype that is not covered, or a file that is there.
     """
     attached.refuse_quantised("a GGUF file of that model holds other weights")
     architecture = type(attached.model).__name__
@@ -62,7 +60,7 @@ def write_gguf(
         )
     if dtype not in DTYPES:
         raise UserError(f"GGUF export writes float32 or float16, not {str(dtype).removeprefix('torch.')}")
-    output = Output.at(path, force=force)
+    output = path if isinstance(path, Output) else Output.at(path)
     config: Any = attached.model.config
     head = output_head_path(attached.model)
     if head in attached.paths and config.tie_word_embeddings:

@@ -5,13 +5,17 @@
     output.write(data)                                        after them
 
 A device or FIFO is written to, not replaced; so is /dev/stdout, whatever it leads to. All else that exists is refused.
+Who reads a FIFO has to be there before the work begins: nobody waits hours for a reader that does not come.
 """
 
+import errno
+import io
 import os
 import re
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +28,8 @@ from tinylora.system.files import kind_of, refuse_other_than_file, scratch_besid
 
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/(?:self|thread-self|\d+)(?:/task/\d+)?/fd")
 _MOST_LINKS = 40
+READER_SECONDS = 10.0
+"""How long a reader of a FIFO is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +41,15 @@ class Output:
     """Whether a file that is there is replaced."""
     is_stream: bool = False
     """A device, a FIFO, or an open descriptor of this process: it is written to as it is."""
+    fifo: io.FileIO | None = None
+    """A FIFO's own end, open from the start, as its reader takes a closed one for the end of the data."""
 
     @classmethod
     def at(cls, path: Path, *, force: bool = False) -> Self:
         """Look at a place, and make its folder; no file is made.
 
-        Raises: UserError for a file that is there, unless `force`; for what is no file, device or FIFO; for a place
-        that cannot be written to.
+        Raises: UserError for a file that is there, unless `force`; for what is no file, device or FIFO; for a FIFO
+        that nobody reads; for a place that cannot be written to.
         """
         with writing(path):
             if _own_descriptor(path) is not None:
@@ -50,7 +58,8 @@ class Output:
             if mode is not None and (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
                 if not os.access(path, os.W_OK):
                     raise UserError(f"cannot write {path} (it is {kind_of(mode)} of another user's); name another one")
-                return cls(path=path, force=force, is_stream=True)
+                fifo = _open_fifo(path) if stat.S_ISFIFO(mode) else None
+                return cls(path=path, force=force, is_stream=True, fifo=fifo)
             if mode is not None and stat.S_ISDIR(mode):
                 raise UserError(f"{path} is a folder; give a file")
             if mode is not None and not stat.S_ISREG(mode):
@@ -102,6 +111,10 @@ class Output:
 
     def _write_stream(self, data: bytes) -> None:
         with writing(self.path):
+            if self.fifo is not None:
+                with self.fifo as end:
+                    write_all(end.fileno(), data)
+                return
             own = _own_descriptor(self.path)
             if own is not None and sys.stdout is not None:
                 with suppress(ValueError):
@@ -111,6 +124,25 @@ class Output:
                 write_all(fd, data)
             finally:
                 os.close(fd)
+
+
+def _open_fifo(path: Path) -> io.FileIO:
+    """Our end of a FIFO. Raises: UserError if nobody has the other end open for reading, nor soon does."""
+    until = time.monotonic() + READER_SECONDS
+    while True:
+        try:
+            end = io.FileIO(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "w")
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{path} is a FIFO, and nobody reads it; start its reader first, or name another place"
+                ) from None
+            time.sleep(0.02)
+        else:
+            os.set_blocking(end.fileno(), True)
+            return end
 
 
 def _mode(path: Path) -> int | None:

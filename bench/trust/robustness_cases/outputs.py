@@ -3,6 +3,8 @@
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +45,31 @@ for verb in VERBS:
         came = t.run(*command(verb, "pipe"), limit_seconds=90)
         t.check(stat.S_ISFIFO((t.folder / "pipe").lstat().st_mode), "the pipe was replaced by a file")
         t.refused(came)
+
+
+READER = """
+import sys
+data = open(sys.argv[1], "rb").read()
+open(sys.argv[2], "wb").write(data)
+"""
+
+for verb in ("report --out", "eval --items", "encode -o", "export --to gguf"):
+
+    @tried(f"27 over a pipe that is read: {verb}", "its reader gets all of it, or it is refused; it is still a pipe")
+    def _(t: Trial, verb: str = verb) -> None:
+        ready(t)
+        os.mkfifo(t.folder / "pipe")
+        reader = subprocess.Popen([sys.executable, "-c", READER, t.folder / "pipe", t.folder / "got"])
+        try:
+            came = t.run(*command(verb, "pipe"), limit_seconds=90)
+            if came.code == 0:
+                reader.wait(timeout=30)
+                t.check((t.folder / "got").stat().st_size > 30, "the reader got nothing")
+        finally:
+            reader.kill()
+            reader.wait(timeout=30)
+        t.check(came.code in (0, 2), f"exit code {came.code}: {came.err[-200:]}")
+        t.check(stat.S_ISFIFO((t.folder / "pipe").lstat().st_mode), "the pipe was replaced by a file")
 
 
 def device(t: Trial, minor: int) -> Path:
