@@ -191,26 +191,21 @@ def _(t: Trial) -> None:
 
 @tried("29 sandbox: with unsafe_without_namespaces a child that calls setsid", "it does not outlive the scoring")
 def _(t: Trial) -> None:
-    import time
-
-    from bench.trust.robustness_cases.children import Child
-
-    code = "import os, time\npid = os.fork()\nif pid == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
-    code += (
-        f"        time.sleep(6)\n        open({str(t.folder / 'alive')!r}, 'w')\n    os._exit(0)\ndef f(x): return x"
-    )
+    code = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+    code += f"        open({str(t.folder / 'pid')!r}, 'w').write(str(os.getpid()))\n        time.sleep(300)\n"
+    code += "    os._exit(0)\ntime.sleep(0.5)\ndef f(x): return x"
     program = (
         "from tinylora import PromptConfig, TaskConfig, build_task\n"
-        "t = build_task(TaskConfig(name='jsonl', path='c.jsonl', scorer='python-tests', validation_share=0.0, test_share=0.0,"
-        " scorer_options={'unsafe_without_namespaces': True}), PromptConfig())\n"
+        "t = build_task(TaskConfig(name='jsonl', path='c.jsonl', scorer='python-tests', validation_share=0.0,"
+        " test_share=0.0, scorer_options={'unsafe_without_namespaces': True, 'timeout_seconds': 2}), PromptConfig())\n"
         f"print(t.score(t.items('train')[0], '```python\\n' + {code!r} + '\\n```'))\n"
     )
     t.write("c.jsonl", '{"question": "a", "answer": "x", "tests": ["assert f(1) == 1"]}\n')
     t.write("program.py", program)
-    assert Child
     t.done(t.run(program="program", fresh=True))
-    time.sleep(8)
-    t.check(not (t.folder / "alive").exists(), "the child is still there")
+    pid = (t.folder / "pid").read_text()
+    state = Path(f"/proc/{pid}/stat")
+    t.check(not state.exists() or ") Z " in state.read_text(), "the child is still there")
 
 
 @tried("29 sandbox: a Python that lives below the temporary folder", "code is scored as elsewhere")
