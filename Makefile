@@ -12,6 +12,7 @@ PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 
 # nvidia-smi may be there without a GPU, so it has to succeed.
 CONSTRAINTS := -c constraints/tested.txt $(shell nvidia-smi >/dev/null 2>&1 || echo "-c constraints/cpu.txt")
+LOWEST := -c constraints/lowest.txt $(shell nvidia-smi >/dev/null 2>&1 || echo "-c constraints/cpu.txt")
 
 # Images for containers often set this, and then every process would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,21 +23,25 @@ STAMP := .venv/.ready-$(INPUTS_HASH)
 BENCH_STAMP := .venv-bench/.ready-$(INPUTS_HASH)
 INTEROP_STAMP := .venv-interop/.ready-$(INPUTS_HASH)
 BROWSER_STAMP := .venv-browser/.ready-$(INPUTS_HASH)
+LOWEST_STAMP := .venv-lowest/.ready-$(INPUTS_HASH)
 DOCS_STAMP := .venv-docs/.ready-$(INPUTS_HASH)
 
-# For make test-processors.
-TESTS ?= tests
+# For make test-processors (else all of them) and make test-lowest (else those that touch other libraries).
+TESTS ?=
+TOUCHING := $(addprefix tests/,models interop tasks/test_prompt.py tasks/test_latex.py training/test_train.py cli/test_common.py \
+  system/test_progress.py sweeps/test_figure.py config/test_toml_text.py store/test_run_folder.py)
 
 # For make report-check. A Chromium that is there already is used; without one, playwright fetches its own.
 PAGES ?= $(wildcard runs/*/report.html)
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help demo test test-processors lint format bench-setup interop-setup report-check docs docs-serve clean
+.PHONY: help demo test test-processors test-lowest lint format bench-setup interop-setup report-check docs docs-serve clean
 
 help:
 	@echo "make demo         train 13 numbers of a real model, and measure what they changed (some 7 minutes on 2 cores)"
 	@echo "make test         ruff, mypy and the tests"
 	@echo "make test-processors  the tests once for each older kind of processor that this one can stand for"
+	@echo "make test-lowest  the tests that touch other libraries, under the lowest versions that pyproject.toml allows, in .venv-lowest"
 	@echo "make lint         ruff and mypy only"
 	@echo "make format       let ruff reformat the code"
 	@echo "make bench-setup  an environment of its own, .venv-bench, with the peers that bench/ compares with"
@@ -57,8 +62,14 @@ test-processors: $(STAMP)
 	for isa in "AVX2 avx2" "AVX512_CORE avx512" "AVX512_CORE_BF16 avx512" "AVX2 default"; do \
 	  set -- $$isa; echo "== oneDNN and our kernels up to $$1, torch's operators at $$2"; \
 	  ONEDNN_MAX_CPU_ISA=$$1 ATEN_CPU_CAPABILITY=$$2 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
-	    .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(TESTS) || exit 1; \
+	    .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(or $(TESTS),tests) || exit 1; \
 	done
+
+# The tests that touch other libraries, under the lowest versions of them that pyproject.toml allows (but for torch).
+# Warnings are no errors there: old versions warn of what they have mended since.
+test-lowest: $(LOWEST_STAMP)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-lowest/bin/python -m pytest -n 2 --dist loadfile \
+	  --no-loadscope-reorder -q -W default $(or $(TESTS),$(TOUCHING))
 
 lint: $(STAMP)
 	.venv/bin/ruff check .
@@ -85,8 +96,9 @@ docs: $(DOCS_STAMP)
 docs-serve: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
 
-# $(1): folder of the environment, $(2): what pip installs. A folder without the stamp is not trusted, only reused. pip
-# would compile 17,000 files in minutes; Python compiles the tenth of them that is used when it first imports them.
+# $(1): folder of the environment, $(2): what pip installs, $(3): constraints other than the tested versions. A folder
+# without the stamp is not trusted, only reused. pip would compile 17,000 files in minutes; Python compiles the tenth of
+# them that is used when it first imports them.
 define set_up
 	@found=""; \
 	for candidate in $(PYTHONS); do \
@@ -101,12 +113,17 @@ define set_up
 	  "$$found" -m venv $(1) || { echo "$$found cannot create $(1); on Debian and Ubuntu, install its venv package" >&2; exit 1; }; \
 	fi
 	@rm -f $(1)/.ready-*
-	$(1)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check $(CONSTRAINTS) $(2)
+	$(1)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check $(or $(3),$(CONSTRAINTS)) $(2)
 	@touch $@
 endef
 
 $(STAMP):
 	$(call set_up,.venv,-e '.[test]')
+
+# The lowest numpy has no wheels for newer ones.
+$(LOWEST_STAMP): PYTHONS := $(if $(PYTHON),$(PYTHON),python3.11 python3.12)
+$(LOWEST_STAMP):
+	$(call set_up,.venv-lowest,-e '.[test]',$(LOWEST))
 
 $(BENCH_STAMP):
 	$(call set_up,.venv-bench,-e '.[peft]' trl)
@@ -122,4 +139,4 @@ $(DOCS_STAMP):
 	$(call set_up,.venv-docs,'mkdocs<2' 'mkdocs-material<10')
 
 clean:
-	rm -rf .venv .venv-bench .venv-interop .venv-browser .venv-docs site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-bench .venv-interop .venv-browser .venv-docs site .mypy_cache .pytest_cache .ruff_cache
