@@ -205,9 +205,10 @@ def _evidence_options(
 
 def _check_own_task(opened: "Adapter", trained: "RunConfig", config: "RunConfig", folder: Path) -> None:
     from tinylora.evaluation.settings import other_protocol
+    from tinylora.system.paths import real
 
     changed = other_protocol(trained, config)
-    if changed and opened.folder is not None and folder.resolve() == opened.folder.resolve():
+    if changed and opened.folder is not None and real(folder) == real(opened.folder):
         raise UserError(
             f"evidence in a run's own folder is of the run's own task, and {', '.join(changed)} "
             f"{'is' if len(changed) == 1 else 'are'} not as in training; name another folder with --out"
@@ -227,8 +228,9 @@ def _controls(
     from tinylora.evaluation.evidence import gather_evidence
     from tinylora.evaluation.resumable import EVIDENCE_FILE, ITEMS_FILE, check_place
     from tinylora.evaluation.verdict import format_evidence
+    from tinylora.system.paths import real
 
-    check_place(folder, force=force or (opened.folder is not None and folder.resolve() == opened.folder.resolve()))
+    check_place(folder, force=force or (opened.folder is not None and real(folder) == real(opened.folder)))
     runtime = _open(opened, config, other_base)
     evidence = gather_evidence(runtime, opened, folder, options, say, run=opened.folder)
     say(f"saved {folder / EVIDENCE_FILE} and, item by item, {folder / ITEMS_FILE}")

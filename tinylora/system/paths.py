@@ -7,6 +7,14 @@ ELSEWHERE = "choose another folder with TINYLORA_CACHE"
 """What to do where the cache folder cannot be used."""
 
 
+def real(path: str | Path) -> Path:
+    """A path in full, links and ~ followed. Unlike Path.resolve it raises nothing.
+
+    Who uses the path meets what is wrong with it, such as a loop of links, as an OSError, and says it in its own words.
+    """
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
 def cache_dir() -> Path:
     """The folder for everything that can be fetched or computed again; it may not exist yet.
 
@@ -14,9 +22,9 @@ def cache_dir() -> Path:
     in it and empties it.
     """
     if chosen := os.environ.get("TINYLORA_CACHE"):
-        return Path(chosen).expanduser().resolve()
+        return real(chosen)
     if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser().resolve() / "tinylora"
+        return real(xdg) / "tinylora"
     return Path.home() / ".cache" / "tinylora"
 
 
@@ -26,9 +34,9 @@ def data_dir() -> Path:
     $TINYLORA_DATA if set, else $XDG_DATA_HOME/tinylora, else ~/.local/share/tinylora. See `tinylora.store.own`.
     """
     if chosen := os.environ.get("TINYLORA_DATA"):
-        return Path(chosen).expanduser().resolve()
+        return real(chosen)
     if xdg := os.environ.get("XDG_DATA_HOME"):
-        return Path(xdg).expanduser().resolve() / "tinylora"
+        return real(xdg) / "tinylora"
     return Path.home() / ".local" / "share" / "tinylora"
 
 

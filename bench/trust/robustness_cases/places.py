@@ -88,6 +88,8 @@ writes("export --to merged", "read-only", "export", "run", "--to", "merged", "-o
 writes("push --dry-run", "read-only", "push", "run", "me/x", "--dry-run", "PLACE")
 writes("eval --untrained", "read-only", "eval", "run", "--num-items", "1", "--untrained", "PLACE")
 writes("eval --controls --out", "read-only", "eval", "run", "--controls", "--out", "PLACE", "--num-items", "1")
+for place in ("a loop of links", "below a file"):
+    writes("eval --controls --out", place, "eval", "run", "--controls", "--out", "PLACE", "--num-items", "1")
 
 
 @tried("20 places: train in a read-only folder", "exit code 2 and one sentence")
@@ -215,3 +217,16 @@ def _(t: Trial) -> None:
         t.refused(came, ("room", "full"), "TINYLORA_CACHE")
     finally:
         unmount(t)
+
+
+for name, make in {"a file": a_file, "a loop of links": loop, "read-only": read_only, "/proc": nowhere}.items():
+
+    @tried(f"26 data folder (TINYLORA_DATA): {name}", "exit 0 and said, or exit code 2 and a sentence with its name")
+    def _(t: Trial, make: Place = make) -> None:
+        t.recipe()
+        try:
+            came = t.run("train", "t.toml", env={"TINYLORA_DATA": str(make(t))})
+            t.check(came.code in (0, 2), f"exit code {came.code}: {came.err[-300:]}")
+            t.says(came, "TINYLORA_DATA")
+        finally:
+            unmount(t)
