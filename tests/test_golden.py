@@ -1,9 +1,10 @@
 """One story through every verb gives what commit 266fbff gave: numbers, texts, keys and names of files.
 
 tests/golden/story.json was written by `golden_story.py` under that commit; see there. Since then its numbers have not
-moved: settings that came later, the protocol's hash and the first checkpoint's name were added to it. Floats may differ by rounding,
-which another processor does otherwise; two versions on one machine are compared bit by bit by `bench/trust/house.py`.
-The help of the verbs is no chapter: docs/cli.md holds it, and tests/docs/test_generated.py checks it.
+moved: settings that came later, the protocol's hash and the first checkpoint's name were added to it. Floats may differ
+by rounding, which another processor does otherwise; two versions on one machine are compared bit by bit by
+`bench/trust/house.py`. The help of the verbs is no chapter: docs/cli.md holds it, and tests/docs/test_generated.py
+checks it.
 """
 
 import json

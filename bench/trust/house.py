@@ -213,6 +213,8 @@ def main() -> None:
     if not args.no_story:
         with tempfile.TemporaryDirectory() as temporary:
             told = [live(code, Path(temporary) / name) for name, code in (("before", args.before), ("now", ROOT))]
+        names = "public names"  # more may come, and none may go
+        told[1][names] = [name for name in told[1][names] if name in told[0][names]]
         result["story"] = {"chapters": len(told[0]), **compared(*told)}
         print(f"story: {result['story']['differences']} differences", file=sys.stderr)
     if args.demo:

@@ -44,10 +44,11 @@ def test_what_is_printed_can_be_set() -> None:
 
 def test_a_section_and_a_setting() -> None:
     section = settings("optim").stdout
-    assert section.startswith("[optim]  Adam on v.\n\n  optim.lr = 0.004  (a number)\n      Adam's learning rate.\n")
-    assert "train." not in section and section.count(" = ") == 6
+    about = "[optim]  How v moves: Adam with a rate (grpo, sft, rft), or steps of so many\n  nats (npg).\n\n"
+    assert section.startswith(about + "  optim.lr = 0.004  (a number)\n      Adam's learning rate.\n")
+    assert "train." not in section and section.count(" = ") == 11
     one = settings("optim.lr").stdout
-    assert one == "[optim]  Adam on v.\n\n  optim.lr = 0.004  (a number)\n      Adam's learning rate.\n"
+    assert one == about + "  optim.lr = 0.004  (a number)\n      Adam's learning rate.\n"
 
 
 def test_json_is_one_object_with_values() -> None:

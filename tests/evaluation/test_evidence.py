@@ -393,7 +393,7 @@ def test_samples(runtime: Runtime, run: Path) -> None:
         (["--controls", "--samples", "4"], "greedy answers"),
         (["--controls", "--random", "2"], "at least 5"),
         (["--controls", "--watts", "0"], "--watts must be"),
-        (["--controls", "--text", "nowhere.txt"], "cannot be read"),
+        (["--controls", "--text", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--samples", "4", "--rounded"], "leave --rounded out"),
     ],
 )

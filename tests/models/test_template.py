@@ -124,7 +124,16 @@ def test_a_run_that_kept_no_day_goes_on_and_says_which_it_takes(
     folder = RunFolder.open(run)
     old = folder.config_path.read_text().replace('date = "2026-01-30"\n', "")
     assert "2026" not in old
-    folder.config_path.write_text(old)
+
+    def as_of_old() -> None:
+        folder.config_path.write_text(old)
+        with folder.lock():
+            saved = folder.load_checkpoint()
+            assert saved is not None
+            saved.state.pop("settings")
+            folder.save_checkpoint(saved.state)
+
+    as_of_old()
     said: list[str] = []
     resume(run, ["train.steps=2"], task=ByteTask(), say=said.append)
     began = folder.day_of_start()
@@ -132,7 +141,7 @@ def test_a_run_that_kept_no_day_goes_on_and_says_which_it_takes(
     assert folder.read_config().prompt.date == began
     with pytest.raises(UserError, match=r"prompt\.date"):
         resume(run, ["train.steps=3", "prompt.date=2026-01-01"], task=ByteTask(), say=quiet)
-    folder.config_path.write_text(old)
+    as_of_old()
     resume(run, ["train.steps=3", "prompt.date=2026-01-01"], task=ByteTask(), say=quiet)
     assert folder.read_config().prompt.date == "2026-01-01"
 

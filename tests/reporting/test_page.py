@@ -231,7 +231,7 @@ def test_what_is_not_the_same_is_not_pooled(tmp_path: Path) -> None:
     page, done = report(plain, other, bare, out=tmp_path / "x.html")
     assert "different tasks (jsonl, gsm8k): they stand side by side and cannot be paired" in page.text
     assert "nothing is pooled" in page.text and NOT_EVALUATED in done.verdict
-    page, _ = report(seed, control, out=tmp_path / "x.html")
+    page, _ = report(seed, control, out=tmp_path / "y.html")
     assert "This run is a control." in page.text and "control: shuffled" in page.text
     differing = dict(differing_settings(read_runs([seed, control])))
     assert differing == {"train.seed": [1, 2], "train.control": ["none", "shuffled"]}

@@ -24,6 +24,7 @@ from tinylora.models.bases import remember
 from tinylora.models.load import load_base_model
 from tinylora.store.adapter_file import BEST, load_vector, save_vector
 from tinylora.store.own import is_own, refuse_or_trust, remember_own, unsettled
+from tinylora.store.run_folder import RunFolder
 from tinylora.training.train import resume, train
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
@@ -126,9 +127,10 @@ def test_resume_of_a_strangers_run(stranger: Callable[..., Path]) -> None:
     assert "task.path = 'secret.jsonl', task.scorer = 'helper:score'" in said and "--trust" in said
     assert not (folder / "ran").exists()
     assert not (folder / "checkpoint").exists()
+    (folder / BEST).unlink()  # a run that is trained and has no checkpoint is refused
     said = tinylora("train", "--resume", folder, "--trust", code=2)  # it has too few items, and is trusted
     assert (folder / "ran").exists() and "not made by you" not in said
-    assert is_own(load_vector(folder)[1])
+    assert is_own(RunFolder.open(folder).read_config())
 
 
 def test_a_question_is_asked_on_a_terminal(stranger: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

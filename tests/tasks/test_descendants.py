@@ -78,7 +78,7 @@ def test_the_supervisor_may_be_killed(tmp_path: Path, monkeypatch: pytest.Monkey
     """The code is the same user's as what watches over it."""
     monkeypatch.setattr(sandbox_run.sandbox_child, "__file__", str(without_process_limit(tmp_path)))
     witness = tmp_path / "pid"
-    more = f"import signal; os.kill({{parent}}, signal.SIGKILL); open({str(tmp_path / 'done')!r}, 'w')"
+    more = f"import signal; open({str(tmp_path / 'done')!r}, 'w').close(); os.kill({{parent}}, signal.SIGKILL)"
     code = "import os\nparent = os.getppid()\n" + LEAVES.format(
         depth=1, path=str(witness), more=more.replace("{parent}", "parent")
     )

@@ -22,7 +22,7 @@ from tinylora.store.adapter import Adapter
 from tinylora.system.jsonl import read_jsonl
 from tinylora.system.reading import MOST_DATA_BYTES
 from tinylora.system.strict_json import read_json
-from tinylora.talk import one_line
+from tinylora.talk import one_line, shell_line
 
 UNKNOWN_LICENCE = "other"
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
@@ -188,7 +188,8 @@ def _read_result(run: Path, adapter: Adapter) -> dict[str, Any] | None:
     if found["trained_numbers"] != count or not math.isclose(said, norm, rel_tol=1e-4, abs_tol=1e-9):
         raise UserError(
             f"{path} is of other numbers than the adapter ({found['trained_numbers']} of norm {said:.4g} there, "
-            f"{count} of norm {norm:.4g} here); go on with: tinylora train --resume {run}, or remove the file"
+            f"{count} of norm {norm:.4g} here); go on with: {shell_line('tinylora', 'train', '--resume', run)}, or "
+            "remove the file"
         )
     return found
 
