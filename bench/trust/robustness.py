@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -47,11 +48,15 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{one.name}\n    right: {one.right}")
         print(f"{len(chosen)} inputs")
         return
-    with tempfile.TemporaryDirectory(prefix="robustness-") as scratch:
-        folder = (given.keep or Path(scratch)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+    # Not TemporaryDirectory: forked children, too, would remove it at their end.
+    folder = (given.keep or Path(tempfile.mkdtemp(prefix="robustness-"))).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
         strangers_machine(folder)
         result = try_all(chosen, folder, given)
+    finally:
+        if not given.keep:
+            shutil.rmtree(folder, ignore_errors=True)
     finish("trust/robustness", result, given.save)
     if result["wrong"] or result["tracebacks"]:
         raise SystemExit(1)

@@ -141,6 +141,27 @@ def test_names_are_unique_and_begin_with_a_point_of_the_issue() -> None:
     assert all((one.trial is None) != (one.score is None) for one in INPUTS)
 
 
+def test_children_do_not_remove_the_folder_in_which_they_are_tried(monkeypatch: Any, capsys: Any) -> None:
+    """Forked ones did at their end, when it was a TemporaryDirectory."""
+    from bench.trust import robustness, robustness_cases
+    from bench.trust.robustness_cases.inputs import Input, World
+
+    folders = []
+
+    def trial(t: Any) -> None:
+        t.write("stub.py", STUB)
+        t.done(t.run("fine", program="stub"))
+        t.check((t.folder / "stub.py").exists(), "the folder is gone")
+        folders.append(t.folder.parent)
+
+    monkeypatch.setattr(robustness_cases, "INPUTS", [Input("01 a", "0", trial), Input("02 b", "0", trial)])
+    monkeypatch.setattr(World, "warm_up", lambda self: None)
+    monkeypatch.setattr(robustness, "strangers_machine", lambda folder: None)
+    robustness.main([])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["wrong"] == 0
+    assert folders[0] == folders[1] and not folders[0].exists()
+
+
 def test_the_counts_are_those_of_the_rows(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """The last line is JSON, and the exit code says whether anything is wrong."""
     from bench.trust import robustness, robustness_cases
