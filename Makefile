@@ -38,7 +38,7 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || comman
 .PHONY: help demo test test-processors test-lowest lint format bench-setup interop-setup report-check docs docs-serve clean
 
 help:
-	@echo "make demo         train 13 numbers of a real model, and measure what they changed (some 7 minutes on 2 cores)"
+	@echo "make demo         train 13 numbers of a real model, and measure what they changed (7 to 14 minutes on 2 newer cores)"
 	@echo "make test         ruff, mypy and the tests"
 	@echo "make test-processors  the tests once for each older kind of processor that this one can stand for"
 	@echo "make test-lowest  the tests that touch other libraries, under the lowest versions that pyproject.toml allows, in .venv-lowest"

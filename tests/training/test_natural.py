@@ -157,6 +157,15 @@ def test_a_signal_is_seen() -> None:
     assert seen >= 20
 
 
+def test_orders_in_parts_say_the_same_up_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    advantages, scores = natural.leave_one_out(normal(6, 8, seed=1)), normal(6, 8, 5, seed=2)
+    whole = natural.signal(advantages, scores, 0)
+    monkeypatch.setattr(natural, "PERMUTED_AT_ONCE", 48 * 100)
+    parts = natural.signal(advantages, scores, 0)
+    assert parts.ratio == whole.ratio
+    assert abs(parts.p - whole.p) < 0.1  # two shares of 999: 4.5 standard deviations, and seeds are fixed
+
+
 def test_equal_rewards_are_noise() -> None:
     advantages = natural.leave_one_out(torch.ones(3, 4))
     assert natural.signal(advantages, normal(3, 4, 5), 0) == natural.Signal(1.0, 0.0)

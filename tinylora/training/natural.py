@@ -22,6 +22,8 @@ CLIP = 4.0
 """A score counts in the gradient at most as one whose F-norm squared is this often what is usual, d."""
 PERMUTATIONS = 999
 """Orders of the rewards with which a gradient is compared."""
+PERMUTED_AT_ONCE = 2**22
+"""Rewards that are in memory at a time, all orders of them together, unless one order has more."""
 
 
 class Curvature:
@@ -182,11 +184,13 @@ def signal(advantages: Tensor, scores: Tensor, seed: int) -> Signal:
     weights = A.square().sum(1) / (A.shape[1] - 1)
     C = torch.einsum("m,mgi,mgj->ij", weights, centred, centred)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    orders = torch.rand(PERMUTATIONS, *A.shape, generator=generator, dtype=torch.float64).argsort(-1)
-    shuffled = A.expand(PERMUTATIONS, *A.shape).gather(-1, orders)
-    sums = torch.cat(
-        [torch.einsum("mg,mgd->d", A, centred).unsqueeze(0), torch.einsum("kmg,mgd->kd", shuffled, centred)]
-    )
+    at_once = max(1, PERMUTED_AT_ONCE // A.numel())
+    found = []
+    for first in range(0, PERMUTATIONS, at_once):
+        count = min(at_once, PERMUTATIONS - first)
+        orders = torch.rand(count, *A.shape, generator=generator, dtype=torch.float64).argsort(-1)
+        found.append(torch.einsum("kmg,mgd->kd", A.expand(count, *A.shape).gather(-1, orders), centred))
+    sums = torch.cat([torch.einsum("mg,mgd->d", A, centred).unsqueeze(0), *found])
     T2 = (sums * solve(C, sums.T).T).sum(1)
     as_large = int((T2[1:] >= T2[0] * (1 - 1e-12)).sum())
     return Signal((1 + as_large) / (1 + PERMUTATIONS), float(T2[0]) / d)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def code_that_marks(t: Trial) -> tuple[Path, Path]:
     mark = t.folder / "m"
     reply = CODE.format(mark=mark)
     if len(reply) + PROMPT_TOKENS > 250:
-        mark = Path(f"/tmp/robust{os.getpid()}m")
+        mark = Path(tempfile.gettempdir(), f"robust{os.getpid()}m")  # a shorter one: the reply has to fit
         reply = CODE.format(mark=mark)
     mark.unlink(missing_ok=True)
     model = t.world.parrot(reply, PROMPT_TOKENS)
